@@ -1,0 +1,118 @@
+"""The product's own train step and sampler at a size, built as a run builds them."""
+
+import functools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxlib
+import numpy as np
+from _sizes import CLIP_NORM, EMA, LEARNING_RATE, NUM_IMAGES, TIMESTEPS, WEIGHT_DECAY, Size
+
+import jdcl_jax
+from jdcl_jax.assembly import Parts, RunArrays, assemble, phase_optimizer
+from jdcl_jax.config import default_config, set_method
+from jdcl_jax.generation import Generator
+from jdcl_jax.keys import named_key
+from jdcl_jax.methods.method import DENOISER
+from jdcl_jax.training.backend import compiler_options
+from jdcl_jax.training.parallel import Parallel
+from jdcl_jax.training.state import Context, Pool
+from jdcl_jax.training.step import scan_steps, train_step
+
+
+def make_parts(size: Size, sampler_steps: int = 10) -> Parts:
+    """A run that fine-tunes the denoiser of a size on random pixels of one task."""
+    side, colours = size.image
+    config = default_config()
+    set_method(config, "finetune")
+    with config.unlocked():
+        config.data.update(image_size=side, flip=False, validation=0.0)
+        config.tasks.num_tasks = 1
+        config.model.update(
+            channels=size.channels,
+            layers_per_block=size.layers_per_block,
+            attention_resolutions=size.attention,
+        )
+        config.diffusion.timesteps = TIMESTEPS
+        config.sampler.steps = sampler_steps
+        config.train.update(
+            batch_size=size.batch,
+            optimizer="adamw",
+            learning_rate=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            clip_norm=CLIP_NORM,
+            ema=EMA,
+        )
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (NUM_IMAGES, side, side, colours), np.uint8)
+    labels = np.arange(NUM_IMAGES, dtype=np.int32) % 2
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "random.npz"
+        np.savez(path, images=images, labels=labels, test_images=images[:2], test_labels=labels[:2])
+        with config.unlocked():
+            config.data.name = f"npz:{path}"
+        return assemble(config)
+
+
+def train_job(parts: Parts, parallel: Parallel, steps_per_call: int) -> tuple[Callable[[], None], float]:
+    """A function that runs one call of `steps_per_call` steps and waits, and the seconds of compiling it."""
+    arrays = RunArrays(parts).initial()
+    state = parallel.replicate(arrays["networks"][DENOISER])
+    phase = parts.method.phases(0)[0]
+    train = parts.sequence.train
+    context = Context(
+        key=named_key(0, "benchmark"),
+        pool=Pool(train.images, train.labels),
+        method=parts.method.context(arrays["memory"], 0),
+    )
+    context = parallel.replicate(context)
+    ids = {name: np.arange(s.batch_size, dtype=np.int32) for name, s in phase.streams.items()}
+    ids = parallel.split(ids)
+    step = functools.partial(
+        train_step,
+        loss=phase.loss,
+        streams=phase.streams,
+        optimizer=phase_optimizer(parts, phase.steps),
+        ema=parts.config.train.ema,
+    )
+    call, seconds = parallel.compile_step(scan_steps(step, steps_per_call), state, context, ids, {})
+    holder = [state]
+
+    def run() -> None:
+        holder[0], metrics = call(holder[0], context, ids, {})
+        loss = np.asarray(metrics["loss"])
+        if not np.isfinite(loss).all():
+            raise SystemExit(f"the loss became {loss}: these timings would mean nothing")
+
+    return run, seconds
+
+
+def sampling_job(parts: Parts, parallel: Parallel, batch: int) -> tuple[Callable[[], None], float]:
+    """A function that draws one batch of images and waits, and the seconds of the first call."""
+    params = RunArrays(parts).initial()["networks"][DENOISER].params
+    generator = Generator(parts.setup, parallel, batch)
+
+    def run() -> None:
+        generator(params, named_key(0, "benchmark"), batch)
+
+    run()
+    return run, generator.compile_seconds
+
+
+def facts(parts: Parts, parallel: Parallel, compile_seconds: float) -> dict[str, Any]:
+    """What the record says of our side."""
+    shapes = RunArrays(parts).shapes()["networks"][DENOISER].params
+    return {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+        "versions": {
+            "jdcl_jax": jdcl_jax.__version__,
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+        },
+        "device": f"{parallel.devices[0].device_kind} x{parallel.count}",
+        "compiler_options": compiler_options(),
+        "compile_seconds": compile_seconds,
+    }

@@ -1,0 +1,168 @@
+"""From a config to the parts of a run: data, network, schedule, method, optimiser."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from jdcl_jax.data.datasets import Dataset, load
+from jdcl_jax.data.tasks import TaskSequence, task_groups, task_sequence
+from jdcl_jax.diffusion.sampler import Sampler
+from jdcl_jax.diffusion.schedule import make_schedule
+from jdcl_jax.evaluation.scores import check_counts
+from jdcl_jax.keys import named_key
+from jdcl_jax.methods.method import DENOISER, Memory, Method, Setup
+from jdcl_jax.methods.registry import make_method
+from jdcl_jax.models.unet import UNet
+from jdcl_jax.training.optimizer import learning_rate, make_optimizer
+from jdcl_jax.training.state import PyTree, TrainState, create_state
+from jdcl_jax.validation import check_image_size, validate
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a config stands for."""
+
+    config: ml_collections.ConfigDict
+    dataset: Dataset
+    sequence: TaskSequence
+    unet: UNet
+    setup: Setup
+    method: Method
+
+    @property
+    def num_tasks(self) -> int:
+        """Tasks of the sequence."""
+        return len(self.sequence.groups)
+
+
+@dataclass(frozen=True)
+class RunArrays:
+    """Makes the tree that a run changes: {"networks": name -> TrainState, "memory": the method's}."""
+
+    parts: Parts
+
+    def initial(self) -> dict[str, PyTree]:
+        """Fresh parameters from the run's seed, and the method's empty memory."""
+        unet, setup = self.parts.unet, self.parts.setup
+        params = init_params(unet, setup, self.parts.config.seed)
+        optimizer = phase_optimizer(self.parts, self.parts.method.phases(0)[0].steps)
+        memory: Memory = self.parts.method.init_memory(params)
+        state: TrainState = create_state(params, optimizer, ema=self.parts.config.train.ema > 0)
+        return {"networks": {DENOISER: state}, "memory": memory}
+
+    def shapes(self) -> dict[str, PyTree]:
+        """The same tree as shapes and types, nothing computed."""
+        return jax.eval_shape(self.initial)
+
+
+def assemble(config: ml_collections.ConfigDict) -> Parts:
+    """Checks the config, loads the data and builds the rest.
+
+    Raises:
+      UserError: anything in the config or the data that cannot be.
+    """
+    validate(config)
+    data = config.data
+    dataset = load(data.name, directory=data.dir, image_size=data.image_size, fit=data.fit)
+    image_shape = dataset.train.images.shape[1:]
+    check_image_size(config, image_shape[0])
+    groups = task_groups(
+        len(dataset.class_names),
+        num_tasks=config.tasks.num_tasks,
+        groups=config.tasks.groups,
+        order=config.tasks.order,
+        seed=config.seed,
+        first_tasks=config.tasks.first,
+    )
+    check_counts(config.evaluation.scores, config.evaluation.num_samples, len(groups))
+    sequence = task_sequence(dataset, groups, validation=data.validation, seed=config.seed)
+    num_classes = len(dataset.class_names) if config.model.class_conditional else 0
+    unet = make_unet(config, image_shape[-1], num_classes)
+    setup = make_setup(config, unet, image_shape, sequence)
+    options = {key: value for key, value in config.method.items() if key != "name"}
+    return Parts(config, dataset, sequence, unet, setup, make_method(config.method.name, setup, options))
+
+
+def make_unet(config: ml_collections.ConfigDict, channels: int, num_classes: int) -> UNet:
+    """The denoiser of a config for images of 1 or 3 channels."""
+    model = config.model
+    return UNet(
+        out_channels=channels,
+        channels=tuple(model.channels),
+        layers_per_block=model.layers_per_block,
+        attention_resolutions=tuple(model.attention_resolutions),
+        head_channels=model.head_channels,
+        heads=model.heads,
+        groups=model.groups,
+        scale_shift=model.scale_shift,
+        dropout=model.dropout,
+        num_classes=num_classes,
+        dtype=jnp.dtype(model.dtype),
+    )
+
+
+def _apply(unet: UNet, params: PyTree, x: jax.Array, t: jax.Array, labels: Any, keys: Any) -> jax.Array:
+    return jnp.asarray(unet.apply({"params": params}, x, t, labels, keys))
+
+
+def make_setup(
+    config: ml_collections.ConfigDict, unet: UNet, image_shape: tuple[int, ...], sequence: TaskSequence
+) -> Setup:
+    """What methods may know of the run."""
+    diffusion, sampler, train = config.diffusion, config.sampler, config.train
+    schedule = make_schedule(
+        diffusion.schedule,
+        diffusion.timesteps,
+        beta_start=diffusion.beta_start,
+        beta_end=diffusion.beta_end,
+        zero_snr=diffusion.zero_snr,
+    )
+    height, width, channels = image_shape
+    return Setup(
+        apply=functools.partial(_apply, unet),
+        schedule=schedule,
+        sampler=Sampler(sampler.kind, sampler.steps, sampler.eta, sampler.clip, diffusion.prediction),
+        image_shape=(height, width, channels),
+        num_classes=unet.num_classes,
+        guidance=sampler.guidance,
+        label_dropout=config.model.label_dropout,
+        groups=sequence.groups,
+        task_sizes=tuple(int(n) for n in sequence.train.counts),
+        labels=sequence.train.labels,
+        steps=train.steps,
+        batch_size=train.batch_size,
+        flip=config.data.flip,
+        seed=config.seed,
+    )
+
+
+def init_params(unet: UNet, setup: Setup, seed: int) -> PyTree:
+    """The denoiser's parameters before any training."""
+    images = jnp.zeros((1, *setup.image_shape))
+    labels = jnp.zeros((1,), jnp.int32) if setup.num_classes else None
+    init = jax.jit(lambda key: unet.init(key, images, jnp.zeros((1,), jnp.int32), labels)["params"])
+    return init(named_key(seed, "init"))
+
+
+def phase_optimizer(parts: Parts, steps: int) -> optax.GradientTransformation:
+    """The optimiser of a phase; a learning-rate schedule that is not reset spans all tasks."""
+    train = parts.config.train
+    horizon = steps if train.reset_optimizer else steps * parts.num_tasks
+    rate = learning_rate(train.learning_rate, schedule=train.schedule, warmup=train.warmup, steps=horizon)
+    return make_optimizer(train.optimizer, rate, clip_norm=train.clip_norm, weight_decay=train.weight_decay)
+
+
+def forward_flops(parts: Parts) -> float:
+    """Floating-point operations of the denoiser's forward pass on one image, by XLA's own count."""
+    unet, setup = parts.unet, parts.setup
+    params = jax.eval_shape(lambda: init_params(unet, setup, 0))
+    x = jax.ShapeDtypeStruct((1, *setup.image_shape), jnp.float32)
+    t = jax.ShapeDtypeStruct((1,), jnp.int32)
+    labels = t if setup.num_classes else None
+    lowered = jax.jit(lambda p, x, t, y: setup.apply(p, x, t, y, None)).lower(params, x, t, labels)
+    return float((lowered.cost_analysis() or {})["flops"])

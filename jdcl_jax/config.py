@@ -1,0 +1,231 @@
+"""Configs: every key with its default, and how `config.py:method,preset,key=value` is read.
+
+A config file sets what differs from `default_config()` and returns `with_arguments(config, arg, presets)`.
+"""
+
+import ast
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from jdcl_jax.errors import UserError
+from jdcl_jax.methods.registry import default_options, known_methods
+
+Preset = Callable[[ml_collections.ConfigDict], None]
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """All keys; defaults are Generative Distillation's on CIFAR-10 (arXiv 2311.14028 [code]) or marked [ours]."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.method = ml_collections.ConfigDict({"name": "gd", **default_options("gd")})
+    config.data = _section(
+        name="cifar10",  # digits, a TFDS name, npz:PATH or folder:PATH
+        dir="",  # where TFDS data was prepared; empty: TFDS's own default
+        image_size=32,  # side of the square the network sees; 0: the data's own
+        fit="resize",  # resize or pad
+        flip=True,
+        validation=0.05,  # share held out of train, per class [ours]
+        device_memory_mib=4096,  # a larger training set stays in host memory and is fed to the device [ours]
+    )
+    config.tasks = _section(
+        num_tasks=5,
+        groups="",  # instead of num_tasks: sizes "50+10x5" or classes "2,6|1,8|..."
+        order="natural",  # natural, shuffled, shuffled:SEED, gd-42, gd-69, gd-1714, or "3,1,2,..."
+        first=0,  # only the first n tasks of the sequence; 0: all
+    )
+    config.model = _section(
+        channels=(128, 256, 256, 256),
+        layers_per_block=2,
+        attention_resolutions=(16,),
+        head_channels=8,
+        heads=0,  # with head_channels=0: that many heads in every attention
+        groups=32,
+        scale_shift=False,
+        dropout=0.0,
+        class_conditional=False,
+        label_dropout=0.1,  # of a conditional network, for classifier-free guidance [ours]
+        dtype="float32",  # float32 or bfloat16; parameters and statistics stay float32
+    )
+    config.diffusion = _section(
+        schedule="linear", timesteps=1000, beta_start=1e-4, beta_end=0.02, zero_snr=True, prediction="eps"
+    )
+    config.sampler = _section(kind="ddim", steps=20, eta=0.0, clip=True, guidance=0.0)
+    config.train = _section(
+        steps=31_400,  # a task
+        batch_size=64,
+        optimizer="adam",
+        learning_rate=2e-4,
+        schedule="constant",  # constant or cosine
+        warmup=0,
+        weight_decay=0.0,  # adamw only
+        clip_norm=1.0,
+        ema=0.0,  # decay, with warm-up; 0 is off
+        reset_optimizer=True,  # at each task
+        steps_per_call=10,  # in one compiled call; must divide steps
+        log_every=100,
+    )
+    config.parallel = _section(mode="pmap")
+    config.evaluation = _section(
+        scores=("fd_classifier", "kd_classifier", "precision_classifier", "recall_classifier", "kld", "ard"),
+        num_samples=10_000,
+        batch_size=500,
+        weights="raw",  # raw or ema
+        inception_weights="",  # a weights file, for fid, kid, precision_inception, recall_inception
+        cache_dir="",  # of the classifier behind the scores; empty: ~/.cache/jdcl_jax
+    )
+    config.evaluation.classifier = _section(
+        channels=(32, 64, 128), features=128, steps=4000, batch_size=128, learning_rate=1e-3, shift=2
+    )
+    config.checkpoint = _section(every=1000)  # steps; each task's end is kept besides
+    return config.lock()
+
+
+def _section(**entries: Any) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(entries)
+
+
+def set_method(config: ml_collections.ConfigDict, name: str) -> None:
+    """Chooses a method and takes its default options."""
+    with config.unlocked():
+        config.method = ml_collections.ConfigDict({"name": name, **default_options(name)})
+
+
+def with_arguments(
+    config: ml_collections.ConfigDict, arg: str | None, presets: Mapping[str, Preset] | None = None
+) -> ml_collections.ConfigDict:
+    """Applies what stands behind the colon of `--config=file.py:arg`.
+
+    Args:
+      config: the file's config, changed in place.
+      arg: comma-separated: at most one method, any of the file's presets, and `key=value` pairs with dotted keys:
+        "gr,small,seed=1,train.steps=500". Pairs are applied last. A comma inside brackets does not separate.
+      presets: the file's named variations.
+
+    Raises:
+      UserError: an unknown word, key or value type.
+    """
+    presets = presets or {}
+    words = _split(arg or "")
+    named = [word for word in words if "=" not in word]
+    chosen = [word for word in named if word not in presets]
+    if len(chosen) > 1:
+        raise UserError(f"--config names two methods, {' and '.join(chosen)}; write one")
+    if chosen:
+        if chosen[0] not in known_methods():
+            _unknown_word(chosen[0], presets)
+        set_method(config, chosen[0])
+    for word in named:
+        if word in presets:
+            presets[word](config)
+    for word in words:
+        if "=" in word:
+            key, value = word.split("=", 1)
+            set_key(config, key.strip(), value.strip())
+    return config.lock()
+
+
+def _unknown_word(word: str, presets: Mapping[str, Preset]) -> None:
+    known = [*known_methods(), *presets]
+    close = difflib.get_close_matches(word, known, 1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    raise UserError(
+        f"'{word}' is no method of this config: {hint}methods: {', '.join(sorted(known_methods()))}; "
+        f"presets: {', '.join(sorted(presets)) or 'none'}; anything else as key=value"
+    )
+
+
+def _split(arg: str) -> list[str]:
+    """Splits at commas outside brackets."""
+    words, depth, word = [], 0, ""
+    for character in arg:
+        depth += (character in "([") - (character in ")]")
+        if character == "," and depth == 0:
+            words.append(word)
+            word = ""
+        else:
+            word += character
+    return [stripped for w in [*words, word] if (stripped := w.strip())]
+
+
+def set_key(config: ml_collections.ConfigDict, key: str, text: str) -> None:
+    """Sets a dotted key from text, keeping the type of what stood there.
+
+    Raises:
+      UserError: an unknown key, or a value of another type.
+    """
+    known = flatten(config)
+    if key not in known:
+        close = difflib.get_close_matches(key, known, 1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise UserError(f"unknown config key '{key}'{hint}")
+    _assign(config, key, _convert(key, text, known[key]))
+
+
+def _assign(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
+    *path, name = key.split(".")
+    for part in path:
+        config = config[part]
+    config[name] = value
+
+
+def _convert(key: str, text: str, old: Any) -> Any:
+    if isinstance(old, str):
+        return text
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(old, tuple) and isinstance(value, list | tuple):
+        return tuple(value)
+    if isinstance(old, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(old):
+        raise UserError(
+            f"{key} is {old!r}, of type {type(old).__name__}; '{text}' is none; write for example {key}={old}"
+        )
+    return value
+
+
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested config -> {"train.steps": ...}."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            flat.update({f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Sorted "key: old -> new" of two configs that came through JSON."""
+    missing = "(absent)"
+    a, b = flatten(old), flatten(new)
+    return [
+        f"{k}: {a.get(k, missing)} -> {b.get(k, missing)}"
+        for k in sorted({*a, *b})
+        if a.get(k, missing) != b.get(k, missing)
+    ]
+
+
+def from_json(file: Path) -> ml_collections.ConfigDict:
+    """The config of a run, from its config.json.
+
+    Raises:
+      UserError: it is no config of this version.
+    """
+    try:
+        saved = json.loads(file.read_text())
+        config = default_config()
+        set_method(config, saved["method"]["name"])
+        for key, value in flatten(saved).items():
+            if key != "method.name":
+                _assign(config, key, tuple(value) if isinstance(value, list) else value)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is no config of this version of jdcl_jax: {error}") from error
+    return config.lock()

@@ -1,0 +1,1 @@
+"""Scores of generated images against held-out real ones, and what they say about forgetting."""

@@ -1,0 +1,64 @@
+"""Class coverage: whether the generator still makes every class, in the right proportion.
+
+A classifier trained on all classes labels the generated images; the histogram of its answers is
+compared with that of the true labels of the test images of the seen classes. KLD and ARD are the
+two comparisons of the generative-distillation benchmark [code, arXiv 2311.14028].
+
+The true histogram holds the seen classes only; the predicted one holds *all* classes of the
+sequence, so that mass on classes that were never shown counts as missing.
+
+Both scores are sums over classes, so a task's share is the sum over its classes:
+- KLD: classes with no true mass contribute nothing, so the shares of the seen tasks add up to the
+  union's value exactly. A single share is negative where its classes are made too often.
+- ARD: unseen classes contribute half their predicted mass. That remainder belongs to no seen task:
+  the shares of the seen tasks plus it add up to the union's value.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jdcl_jax.errors import UserError
+
+
+def class_histogram(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """How often each class occurs in labels int [N]: int64 [num_classes].
+
+    Raises:
+        UserError: a label outside 0..num_classes-1.
+    """
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise UserError(
+            f"labels run from {labels.min()} to {labels.max()} but there are {num_classes} "
+            f"classes: use labels 0 to {num_classes - 1}"
+        )
+    return np.bincount(labels, minlength=num_classes).astype(np.int64)
+
+
+def kld_by_class(true_counts: np.ndarray, predicted_counts: np.ndarray) -> np.ndarray:
+    """Each class's term of KL(true || predicted), in nats: float64 [C].
+
+    Half a count is added to every class of the predicted histogram [ours], so that a class which is
+    never generated costs a lot and not infinitely much.
+    """
+    true = _shares(true_counts)
+    predicted = _shares(np.asarray(predicted_counts, np.float64) + 0.5)
+    # Where the true share is 0 the term is 0; the 1 only keeps the logarithm quiet.
+    return true * np.log(np.where(true > 0, true, 1.0) / predicted)
+
+
+def ard_by_class(true_counts: np.ndarray, predicted_counts: np.ndarray) -> np.ndarray:
+    """Each class's term of half the L1 distance of the two histograms: float64 [C], >= 0."""
+    return np.abs(_shares(true_counts) - _shares(predicted_counts)) / 2.0
+
+
+def by_task(by_class: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
+    """Sums terms float64 [C] over each task's classes: float64 [number of groups]."""
+    return np.array([by_class[list(classes)].sum() for classes in groups])
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    total = np.sum(counts)
+    if not total > 0:
+        raise UserError("class coverage needs at least one real and one generated image")
+    return np.asarray(counts, np.float64) / total

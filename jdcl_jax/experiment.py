@@ -1,0 +1,288 @@
+"""The one loop: tasks -> phases -> steps -> evaluation -> checkpoint.
+
+The order is part of the contract: after the last step of a task the method's memory is updated, the task is
+evaluated, then its checkpoint is saved, and only then does the next task begin. All that is needed to go on stands in
+the checkpoint: networks, memory, position, and the scores and costs so far. So a run that was killed at any moment
+ends like one that was not.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+import ml_collections
+import numpy as np
+
+from jdcl_jax.assembly import Parts, RunArrays, assemble, forward_flops, phase_optimizer
+from jdcl_jax.errors import UserError
+from jdcl_jax.generation import Generator, balanced_labels
+from jdcl_jax.keys import named_key
+from jdcl_jax.methods.method import DENOISER, Phase
+from jdcl_jax.reporting.grids import write_grid
+from jdcl_jax.reporting.progress import Progress
+from jdcl_jax.reporting.writer import Writer
+from jdcl_jax.results import Results
+from jdcl_jax.scoring import Scorer
+from jdcl_jax.training.checkpoint import Checkpoints, to_host
+from jdcl_jax.training.feeding import make_feed
+from jdcl_jax.training.parallel import Parallel
+from jdcl_jax.training.state import Context, Pool, PyTree, TrainState, begin_phase
+from jdcl_jax.training.step import scan_steps, train_step
+from jdcl_jax.workdir import Workdir
+
+logger = logging.getLogger(__name__)
+
+GRID_IMAGES = 64
+
+
+def run(
+    config: ml_collections.ConfigDict, workdir: str | Path, *, command: str = "", stream: TextIO | None = None
+) -> dict[str, Any]:
+    """Runs the whole sequence, or what is left of it, and returns the contents of results.json.
+
+    Args:
+      config: a full config (see `jdcl_jax.config.default_config`).
+      workdir: the run's folder; a finished run in it is returned as it is, an unfinished one goes on.
+      command: how the run was started, for the record.
+      stream: where progress goes; standard error if None.
+
+    Raises:
+      UserError: anything wrong with config, data or workdir; a loss that is not finite.
+    """
+    folder = Workdir(Path(workdir), config)
+    if (finished := folder.finished_results()) is not None:
+        return finished
+    parts = assemble(config)
+    with folder.claimed():
+        return Experiment(parts, folder, command=command, stream=stream).run()
+
+
+class Experiment:
+    """One run: the parts, where it stands, and the loop over what is left."""
+
+    def __init__(self, parts: Parts, folder: Workdir, *, command: str, stream: TextIO | None):
+        self.parts, self.config, self.folder = parts, parts.config, folder
+        self.parallel = Parallel(self.config.parallel.mode)
+        self._check_batches()
+        self.arrays = RunArrays(parts)
+        self.checkpoints = Checkpoints(folder.path / "checkpoints")
+        self.results = Results(parts, self.parallel, command, forward_flops(parts))
+        self.task, self.phase, self.global_step = 0, 0, 0
+        self.state = self._restore_or_start()
+        self.writer = Writer(folder.path, resume_step=self.global_step)
+        self.progress = Progress(
+            self._total_steps(), num_tasks=parts.num_tasks, done_steps=self.global_step, stream=stream
+        )
+        train = parts.sequence.train
+        self.on_device = train.images.nbytes <= self.config.data.device_memory_mib * 2**20
+        self.pool = self.parallel.replicate(Pool(train.images, train.labels)) if self.on_device else None
+        self.generator = Generator(parts.setup, self.parallel, self.config.evaluation.batch_size)
+        self.scorer = Scorer(parts, self.progress.message)
+        self._compiled: dict[str, Callable[..., Any]] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Goes through the tasks that are left and finishes the results."""
+        try:
+            while self.task < self.parts.num_tasks:
+                self._run_task()
+            self.checkpoints.wait()
+            return self.folder.finish(self.results.as_dict("finished"))
+        finally:
+            self.progress.close()
+            self.writer.close()
+            self.checkpoints.close()
+
+    # -- where the run stands
+
+    def _restore_or_start(self) -> PyTree:
+        restored = self.checkpoints.restore_newest(self.arrays.shapes(), order=_age)
+        if restored is None:
+            state = self.arrays.initial()
+        else:
+            state, record = restored
+            position = record["position"]
+            self.task, self.phase, self.global_step = position["task"], position["phase"], position["global_step"]
+            self.results.restore(record["history"])
+            logger.info("resuming at task %d, step %d of the run", self.task + 1, self.global_step)
+        return {"networks": self.parallel.replicate(state["networks"]), "memory": state["memory"]}
+
+    def _record(self) -> dict[str, Any]:
+        step = int(self._network(self._phases()[self.phase]).step) if self.task < self.parts.num_tasks else 0
+        position = {"task": self.task, "phase": self.phase, "step": step, "global_step": self.global_step}
+        return {"position": position, "history": self.results.history()}
+
+    def _phases(self) -> list[Phase]:
+        return list(self.parts.method.phases(self.task))
+
+    def _network(self, phase: Phase) -> TrainState:
+        return self.state["networks"][phase.network]
+
+    def _calls(self, phase: Phase) -> int:
+        return math.ceil(phase.steps / self.config.train.steps_per_call)
+
+    def _total_steps(self) -> int:
+        phases = [phase for task in range(self.parts.num_tasks) for phase in self.parts.method.phases(task)]
+        return sum(self._calls(phase) for phase in phases) * self.config.train.steps_per_call
+
+    def _check_batches(self) -> None:
+        if self.config.train.batch_size % self.parallel.count:
+            raise UserError(
+                f"train.batch_size={self.config.train.batch_size} can't be shared by {self.parallel.count} devices; "
+                f"write a multiple of {self.parallel.count}"
+            )
+
+    # -- a task
+
+    def _run_task(self) -> None:
+        phases = self._phases()
+        while self.phase < len(phases):
+            self._run_phase(phases[self.phase])
+            self.phase += 1
+            if self.phase < len(phases):
+                self._enter_phase(phases[self.phase])
+        params = to_host(self.state["networks"][DENOISER].params)
+        self.state["memory"] = self.parts.method.end_task(self.state["memory"], params, self.task)
+        self._evaluate()
+        self.task, self.phase = self.task + 1, 0
+        if self.task < self.parts.num_tasks:
+            self._enter_phase(self._phases()[0])
+        self.checkpoints.save_task(self.task, self.state, self._record())
+
+    def _enter_phase(self, phase: Phase) -> None:
+        optimizer = phase_optimizer(self.parts, phase.steps)
+        state = begin_phase(self._network(phase), optimizer, reset_optimizer=self.config.train.reset_optimizer)
+        self.state["networks"][phase.network] = self.parallel.replicate(state)
+
+    def _run_phase(self, phase: Phase) -> None:
+        per_call = self.config.train.steps_per_call
+        step, last = int(self._network(phase).step), self._calls(phase) * per_call
+        context = self._context(phase)
+        ids = self.parallel.split({name: np.arange(s.batch_size, dtype=np.int32) for name, s in phase.streams.items()})
+        train = self.parts.sequence.train
+        feed = None if self.on_device else make_feed(phase.streams, train.images, train.labels, per_call)
+        call, compile_seconds = self._compile(
+            phase, context, ids, {} if feed is None else self.parallel.split(feed(context, step))
+        )
+        self.progress.start(phase.name, last, task=self.task + 1, start_step=step)
+        log = _PhaseLog(self, phase, step, compile_seconds)
+        while step < last:
+            fed = {} if feed is None else self.parallel.split(feed(context, step))
+            state, metrics = call(self._network(phase), context, ids, fed)
+            self.state["networks"][phase.network] = state
+            step, self.global_step = step + per_call, self.global_step + per_call
+            log.add(step, metrics)
+            crossed = step // self.config.checkpoint.every > (step - per_call) // self.config.checkpoint.every
+            if crossed and step < last:
+                log.flush()
+                self.checkpoints.save(self.global_step, self.state, self._record())
+        log.flush()
+        self.progress.finish()
+
+    def _context(self, phase: Phase) -> Context:
+        key = named_key(self.config.seed, "task", self.task, phase.name)
+        method = self.parts.method.context(self.state["memory"], self.task)
+        return self.parallel.replicate(Context(key=key, pool=self.pool, method=method))
+
+    def _compile(self, phase: Phase, *arguments: Any) -> tuple[Callable[..., Any], float]:
+        """Compiled once per name of a phase for the whole run; 0 seconds if it was there already."""
+        if phase.name in self._compiled:
+            return self._compiled[phase.name], 0.0
+        optimizer, ema = phase_optimizer(self.parts, phase.steps), self.config.train.ema
+
+        def step(*args: Any, axis_name: str | None = None) -> Any:
+            return train_step(
+                *args, loss=phase.loss, streams=phase.streams, optimizer=optimizer, ema=ema, axis_name=axis_name
+            )
+
+        self.progress.message(f"compiling {phase.name} ...")
+        many = scan_steps(step, self.config.train.steps_per_call)
+        compiled, seconds = self.parallel.compile_step(many, self._network(phase), *arguments)
+        self._compiled[phase.name] = compiled
+        return compiled, seconds
+
+    # -- after a task
+
+    def _evaluate(self) -> None:
+        start, settings = time.perf_counter(), self.config.evaluation
+        state = self.state["networks"][DENOISER]
+        params = state.averaged if settings.weights == "ema" else state.params
+        seen = [c for group in self.parts.sequence.groups[: self.task + 1] for c in group]
+        labels = balanced_labels(seen, settings.num_samples) if self.parts.setup.num_classes else None
+        compiled_before = self.generator.compile_seconds
+        self.progress.start("sample", settings.num_samples, task=self.task + 1, counts=False)
+        key = named_key(self.config.seed, "task", self.task, "evaluate")
+        images = self.generator(params, key, settings.num_samples, labels, self.progress.update)
+        self.progress.finish()
+        write_grid(self.folder.path / "samples" / f"task_{self.task + 1:02d}.png", images[:GRID_IMAGES])
+        evaluation = self.scorer(images, self.task)
+        seconds, compiling = time.perf_counter() - start, self.generator.compile_seconds - compiled_before
+        self.results.add_evaluation(evaluation, self.scorer.instrument, seconds, compiling, len(images))
+        facts = {"task": self.task + 1, "phase": "evaluate"}
+        self.writer.write_scalars(self.global_step, {**facts, **evaluation.union})
+        self.writer.write_images(self.global_step, {"samples": images[:GRID_IMAGES]})
+        self.folder.write_results(self.results.as_dict("running"))
+
+
+class _PhaseLog:
+    """Collects the metrics of calls, and fetches them only when there is something to say."""
+
+    def __init__(self, experiment: Experiment, phase: Phase, step: int, compile_seconds: float):
+        self._experiment, self._phase = experiment, phase
+        self._pending: list[dict[str, jax.Array]] = []
+        self._step = self._flushed = step
+        self._time = time.perf_counter()
+        self._images = sum(stream.batch_size for stream in phase.streams.values())
+        experiment.results.add_training(experiment.task, phase, 0, self._images, compile_seconds, compile_seconds)
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of the call that ended with `step`; waits for the call before it."""
+        if self._pending:
+            jax.block_until_ready(self._pending[-1])
+        self._pending.append(metrics)
+        every = self._experiment.config.train.log_every
+        if step // every > self._step // every or jax.default_backend() == "cpu":
+            jax.block_until_ready(metrics)
+        due = step // every > self._step // every
+        self._step = step
+        if due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the means since the last time; stops the run at a loss that is not finite."""
+        if not self._pending:
+            return
+        pending = jax.device_get(self._pending)
+        self._pending = []
+        values = {name: np.concatenate([np.atleast_1d(m[name]) for m in pending]) for name in pending[0]}
+        experiment, steps = self._experiment, len(values["loss"])
+        self._check_finite(values["loss"])
+        now = time.perf_counter()
+        seconds, self._time = now - self._time, now
+        rate = steps * self._images / max(seconds, 1e-9)
+        means = {name: float(np.mean(v, dtype=np.float64)) for name, v in values.items()}
+        facts = {"task": experiment.task + 1, "phase": self._phase.name, "phase_step": self._step}
+        experiment.writer.write_scalars(experiment.global_step, {**facts, **means, "images_per_second": rate})
+        experiment.progress.update(self._step, loss=means["loss"], images_per_second=rate)
+        experiment.results.add_training(experiment.task, self._phase, steps, self._images, seconds, 0.0)
+        self._flushed = self._step
+
+    def _check_finite(self, losses: np.ndarray) -> None:
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if bad.size:
+            experiment = self._experiment
+            experiment.checkpoints.wait()
+            raise UserError(
+                f"the loss became {losses[bad[0]]} in task {experiment.task + 1}, phase {self._phase.name}, step "
+                f"{self._flushed + int(bad[0]) + 1}; the checkpoint before it is kept in "
+                f"{experiment.checkpoints.directory}; "
+                "write a smaller train.learning_rate or train.clip_norm in a new workdir"
+            )
+
+
+def _age(record: dict[str, Any]) -> tuple[int, int, int]:
+    position = record["position"]
+    return position["task"], position["phase"], position["step"]

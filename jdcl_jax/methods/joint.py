@@ -1,0 +1,33 @@
+"""Joint training on everything seen so far: the upper bound, allowed to keep all data."""
+
+from collections.abc import Sequence
+
+from jdcl_jax.methods.denoising import plain_phase
+from jdcl_jax.methods.method import Memory, Method, Phase
+from jdcl_jax.training.state import PyTree
+
+DEFAULTS: dict[str, object] = {
+    "compute_matched": False,  # as much compute a task as generative distillation with this S spends, not as many steps
+    "teacher_steps": 2,
+}
+
+
+class Joint(Method):
+    """Continues training, task after task, on the union of all tasks seen so far.
+
+    As in arXiv 2303.15342 [ours: the paper says "all data seen so far"] every task gets the same number of steps. With
+    `compute_matched` the tasks after the first get (S + 7) / 3 times as many, the price in forward passes of generative
+    distillation with S teacher steps.
+    """
+
+    def phases(self, task: int) -> Sequence[Phase]:
+        steps = self.setup.steps
+        if self.options["compute_matched"] and task > 0:
+            steps = round(steps * (self.options["teacher_steps"] + 7) / 3)
+        return [plain_phase(self.setup, self.current_stream(), steps=steps)]
+
+    def context(self, memory: Memory, task: int) -> dict[str, PyTree]:
+        return {"current": self.seen_range(task)}
+
+
+METHODS = {"joint": (Joint, DEFAULTS)}

@@ -1,0 +1,117 @@
+"""Attention over pixels, stated so that every backend compiles it well."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Scores that fit into a CPU core's own cache: 2 MiB of float32.
+CHUNK_SCORES = 2**19
+
+
+def attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, form: str | None = None
+) -> jax.Array:
+    """softmax(query key^T / sqrt(d)) value, for every example and head; softmax in float32.
+
+    Args:
+      query: [B, Q, heads, d].
+      key: [B, K, heads, d].
+      value: [B, K, heads, d].
+      form: "plain" writes down the formula; "chunked" computes it for a few examples' heads at a
+        time, whose scores stay in the cache, and computes the scores again for the gradients
+        instead of keeping them. `None` takes "chunked" on CPU and "plain" elsewhere, decided when
+        the caller is traced. The chunked form has no forward-mode derivative (`jax.jvp`).
+
+    Returns:
+      [B, Q, heads, d], of the dtype of `value`.
+
+    Raises:
+      ValueError: unknown form.
+    """
+    if form is None:
+        form = "chunked" if jax.default_backend() == "cpu" else "plain"
+    if form == "plain":
+        return _plain(query, key, value)
+    if form != "chunked":
+        raise ValueError(f"attention has the forms 'plain' and 'chunked', not {form!r}")
+    batch, _, heads, width = query.shape
+
+    def rows(x: jax.Array) -> jax.Array:
+        x = jnp.swapaxes(x, 1, 2).astype(jnp.float32)
+        return jnp.reshape(x, (batch * heads, x.shape[2], width))
+
+    out = _chunked(rows(query) / math.sqrt(width), rows(key), rows(value))
+    out = jnp.reshape(out, (batch, heads, -1, width))
+    return jnp.swapaxes(out, 1, 2).astype(value.dtype)
+
+
+def _plain(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores / math.sqrt(query.shape[-1]), axis=-1)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+
+
+@jax.custom_vjp
+def _chunked(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """The same for [M, Q, d], [M, K, d] and [M, K, d], with the scaling left out."""
+    return _chunked_forward(query, key, value)[0]
+
+
+def _chunked_forward(
+    query: jax.Array, key: jax.Array, value: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    out, log_sum = _map_chunks(_values, query.shape[1] * key.shape[1], (query, key, value))
+    return out, (query, key, value, out, log_sum)
+
+
+def _chunked_backward(
+    residuals: tuple[jax.Array, ...], dout: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    query, key = residuals[:2]
+    return _map_chunks(_gradients, query.shape[1] * key.shape[1], (*residuals, dout))
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _values(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Results [M, Q, d], and the logarithm of each softmax's denominator [M, Q, 1]."""
+    scores = jnp.einsum("mqd,mkd->mqk", query, key)
+    largest = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - largest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    # Dividing the result instead of the weights saves a pass over the scores.
+    return jnp.einsum("mqk,mkd->mqd", weights, value) / total, largest + jnp.log(total)
+
+
+def _gradients(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    out: jax.Array,
+    log_sum: jax.Array,
+    dout: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """dquery, dkey and dvalue; scores and their gradients are [M, K, Q]."""
+    weights = jnp.exp(jnp.einsum("mkd,mqd->mkq", key, query) - jnp.swapaxes(log_sum, 1, 2))
+    # The sum of weights times their gradients over k is that of out times dout over d.
+    mean = jnp.sum(dout * out, axis=-1)[:, None, :]
+    dscores = weights * (jnp.einsum("mkd,mqd->mkq", value, dout) - mean)
+    # The barrier keeps XLA from moving the transposition into the product, which slows it down.
+    dquery = lax.optimization_barrier(jnp.einsum("mkd,mkq->mdq", key, dscores))
+    dkey = jnp.einsum("mkq,mqd->mkd", dscores, query)
+    return jnp.swapaxes(dquery, 1, 2), dkey, jnp.einsum("mkq,mqd->mkd", weights, dout)
+
+
+def _map_chunks(function: Any, scores: int, arrays: tuple[jax.Array, ...]) -> Any:
+    """Applies `function` to a few of the leading axis at a time: the most that fit and divide it."""
+    rows = arrays[0].shape[0]
+    size = next(n for n in range(min(rows, max(1, CHUNK_SCORES // scores)), 0, -1) if rows % n == 0)
+    if size == rows:
+        return function(*arrays)
+    chunks = tuple(jnp.reshape(x, (rows // size, size, *x.shape[1:])) for x in arrays)
+    results = lax.map(lambda chunk: function(*chunk), chunks)
+    return jax.tree.map(lambda y: jnp.reshape(y, (rows, *y.shape[2:])), results)

@@ -1,0 +1,150 @@
+"""2-D convolution, stated so that every backend compiles it well, forward and backward.
+
+Layouts are NHWC for images and HWIO for kernels throughout.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def conv2d(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: int = 1,
+    padding: int = 0,
+    *,
+    form: str | None = None,
+) -> jax.Array:
+    """2-D convolution with PyTorch's padding.
+
+    Args:
+      x: [N, H, W, Ci].
+      kernel: [kh, kw, Ci, Co], of the same dtype as `x`.
+      strides: step between windows, the same for both axes.
+      padding: zeros added on each of the four sides.
+      form: "plain" is `lax.conv_general_dilated`; "canonical" is the same function whose gradients
+        are written as ordinary NHWC/HWIO convolutions. `None` takes "canonical" on CPU and "plain"
+        elsewhere, decided when the caller is traced. The canonical form has no forward-mode
+        derivative (`jax.jvp`), because `jax.custom_vjp` has none.
+
+    Returns:
+      [N, (H + 2 padding - kh) // strides + 1, ..., Co], of the dtype of `x`.
+
+    Raises:
+      ValueError: unknown form.
+    """
+    if form is None:
+        form = "canonical" if jax.default_backend() == "cpu" else "plain"
+    if form == "canonical":
+        return _canonical_conv(x, kernel, strides, padding)
+    if form == "plain":
+        return _plain_conv(x, kernel, strides, padding)
+    raise ValueError(f"conv2d has the forms 'plain' and 'canonical', not {form!r}")
+
+
+def _plain_conv(x: jax.Array, kernel: jax.Array, strides: int, padding: int) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(strides, strides),
+        padding=((padding, padding), (padding, padding)),
+        dimension_numbers=DIMENSIONS,
+    )
+
+
+# XLA:CPU puts the transposes that make a convolution canonical only into a program's entry
+# computation. JAX states a convolution's gradients with permuted dimension numbers, so inside the
+# body of a scan they would be run by naive loops, tens of times slower. Below they are canonical
+# from the start and the transposes are our own.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _canonical_conv(x: jax.Array, kernel: jax.Array, strides: int, padding: int) -> jax.Array:
+    return _plain_conv(x, kernel, strides, padding)
+
+
+def _canonical_conv_forward(
+    x: jax.Array, kernel: jax.Array, strides: int, padding: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _plain_conv(x, kernel, strides, padding), (x, kernel)
+
+
+def _canonical_conv_backward(
+    strides: int, padding: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    return (
+        _input_gradient(x.shape, kernel, dy, strides, padding),
+        _kernel_gradient(x, kernel.shape, dy, strides, padding),
+    )
+
+
+_canonical_conv.defvjp(_canonical_conv_forward, _canonical_conv_backward)
+
+
+def _input_gradient(
+    x_shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, strides: int, padding: int
+) -> jax.Array:
+    """dx: the output's gradient, spread out by the stride, convolved with the turned kernel."""
+
+    def pads(axis: int) -> tuple[int, int]:
+        size = kernel.shape[axis - 1]
+        before = size - 1 - padding
+        spread = (dy.shape[axis] - 1) * strides + 1
+        return before, x_shape[axis] + size - 1 - spread - before
+
+    return lax.conv_general_dilated(
+        dy,
+        jnp.transpose(jnp.flip(kernel, (0, 1)), (0, 1, 3, 2)),
+        window_strides=(1, 1),
+        padding=(pads(1), pads(2)),
+        lhs_dilation=(strides, strides),
+        dimension_numbers=DIMENSIONS,
+    )
+
+
+def _kernel_gradient(
+    x: jax.Array, kernel_shape: tuple[int, ...], dy: jax.Array, strides: int, padding: int
+) -> jax.Array:
+    """dw, in whichever of three ways moves the least memory."""
+    if strides > 1:
+        return _correlate(x, dy, kernel_shape, strides, padding)
+    if kernel_shape[:2] == (1, 1) and padding == 0:
+        product = jnp.transpose(_rows(x)) @ _rows(dy)
+        return jnp.reshape(product, kernel_shape)
+    if x.shape[-1] <= dy.shape[-1]:
+        return _correlate(x, dy, kernel_shape, 1, padding)
+    # The first argument is the one that is costly to transpose. With the roles exchanged the result
+    # comes out turned round.
+    height, width, inputs, outputs = kernel_shape
+    turned = (height, width, outputs, inputs)
+    dw = _correlate(dy, x, turned, 1, height - 1 - padding)
+    return jnp.transpose(jnp.flip(dw, (0, 1)), (0, 1, 3, 2))
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    return jnp.reshape(x, (-1, x.shape[-1]))
+
+
+def _correlate(
+    x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], strides: int, padding: int
+) -> jax.Array:
+    """The examples play the channels: x as images [Ci, H, W, N], dy as a kernel [Ho, Wo, N, Co]."""
+
+    def pads(axis: int) -> tuple[int, int]:
+        spread = (dy.shape[axis] - 1) * strides + 1
+        # Negative where the stride leaves rows of x that no window saw.
+        return padding, kernel_shape[axis - 1] - 1 + spread - x.shape[axis] - padding
+
+    dw = lax.conv_general_dilated(
+        jnp.transpose(x, (3, 1, 2, 0)),
+        jnp.transpose(dy, (1, 2, 0, 3)),
+        window_strides=(1, 1),
+        padding=(pads(1), pads(2)),
+        rhs_dilation=(strides, strides),
+        dimension_numbers=DIMENSIONS,
+    )
+    return jnp.transpose(dw, (1, 2, 0, 3))

@@ -1,0 +1,199 @@
+"""The denoiser: one UNet for every configuration of the papers.
+
+Shapes and order of the layers are those of the DDPM UNet as diffusers' `UNet2DModel` builds it, so that the two
+networks of Generative Distillation (arXiv 2311.14028) [code] have exactly their published sizes: 42,855,873
+parameters for Fashion-MNIST and 35,746,307 for CIFAR-10.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jdcl_jax.models.attention import attention
+from jdcl_jax.models.layers import Conv, GroupNorm
+
+
+def timestep_embedding(t: jax.Array, width: int) -> jax.Array:
+    """Sinusoids of the timesteps, cosines first: [B] -> float32 [B, width], periods from 2 pi to 20,000 pi."""
+    half = width // 2
+    frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def example_dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
+    """Drops entries of x [B, ...] with one key per example, so the mask is the same on any number of devices."""
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+class ResBlock(nn.Module):
+    """GroupNorm-SiLU-Conv twice, the timestep embedding in between, and a residual connection."""
+
+    features: int
+    groups: int
+    scale_shift: bool
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, emb: jax.Array, keys: jax.Array | None) -> jax.Array:
+        h = GroupNorm(self.groups, act=nn.silu, name="norm1")(x)
+        h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
+        width = self.features * (2 if self.scale_shift else 1)
+        emb = nn.Dense(width, dtype=self.dtype, name="time")(nn.silu(emb))[:, None, None, :]
+        if self.scale_shift:
+            scale, shift = jnp.split(emb, 2, axis=-1)
+            h = nn.silu(GroupNorm(self.groups, name="norm2")(h) * (1 + scale) + shift)
+        else:
+            h = GroupNorm(self.groups, act=nn.silu, name="norm2")(h + emb)
+        if keys is not None and self.dropout > 0:
+            h = example_dropout(h, self.dropout, keys)
+        h = Conv(self.features, dtype=self.dtype, name="conv2")(h)
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, kernel_size=1, padding=0, dtype=self.dtype, name="shortcut")(x)
+        return x + h
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention over all pixels of a feature map, with a residual connection; softmax in float32."""
+
+    groups: int
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        h = GroupNorm(self.groups, name="norm")(x).reshape(batch, height * width, channels)
+
+        def project(name: str, *, use_bias: bool = True) -> jax.Array:
+            y = nn.Dense(channels, use_bias=use_bias, dtype=self.dtype, name=name)(h)
+            return y.reshape(batch, height * width, self.heads, channels // self.heads)
+
+        # Softmax does not depend on the keys' bias, so its gradient is rounding noise, which Adam would blow up to full
+        # steps, different ones on each machine. It is kept for published sizes and weights, but not trained.
+        key_bias = jax.lax.stop_gradient(self.param("key_bias", nn.initializers.zeros, (channels,)))
+        query, value = project("query"), project("value")
+        key = project("key", use_bias=False) + key_bias.astype(self.dtype).reshape(self.heads, -1)
+        out = attention(query, key, value)
+        out = nn.Dense(channels, dtype=self.dtype, name="out")(out.reshape(h.shape))
+        return x + out.reshape(x.shape)
+
+
+class UNet(nn.Module):
+    """A DDPM UNet: noisy images and timesteps in, a prediction of the images' shape out.
+
+    Attributes:
+      out_channels: channels of the image.
+      channels: feature channels of each level; the resolution halves between two levels.
+      layers_per_block: residual blocks of a level (one more on the way up).
+      attention_resolutions: feature-map heights at which every residual block is followed by self-attention. The
+        middle block always has it.
+      head_channels: channels of one attention head; 0 with `heads` set takes a fixed number of heads instead.
+      heads: number of attention heads where `head_channels` is 0.
+      groups: groups of every GroupNorm (eps 1e-5).
+      scale_shift: the timestep scales and shifts the second norm instead of being added before it.
+      dropout: rate in the residual blocks; active only when `keys` is given.
+      num_classes: 0 for an unconditional network; else labels 0..num_classes-1, and the label num_classes means
+        "no class" (classifier-free guidance).
+      dtype: compute type. Parameters, norm statistics, softmax and the output stay float32.
+    """
+
+    out_channels: int
+    channels: tuple[int, ...]
+    layers_per_block: int = 2
+    attention_resolutions: tuple[int, ...] = ()
+    head_channels: int = 8
+    heads: int = 0
+    groups: int = 32
+    scale_shift: bool = False
+    dropout: float = 0.0
+    num_classes: int = 0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, t: jax.Array, labels: jax.Array | None = None, keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Predicts eps, x_0 or v from x_t.
+
+        Args:
+          x: float [B, H, W, C], the noisy image x_t; H and W divisible by 2**(levels - 1).
+          t: int [B], timesteps 0..T-1.
+          labels: int [B], needed exactly if `num_classes` > 0.
+          keys: PRNG keys [B], one per example, for dropout; None (the default) turns dropout off.
+
+        Returns: float32 [B, H, W, out_channels].
+        """
+        emb = self._embed(t, labels)
+        layer_keys = _LayerKeys(keys)
+        h = Conv(self.channels[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
+        h, skips = self._down(h, emb, layer_keys)
+        h = self._res(self.channels[-1], "mid_res1")(h, emb, layer_keys.next())
+        h = self._attention(h, "mid_attention")
+        h = self._res(self.channels[-1], "mid_res2")(h, emb, layer_keys.next())
+        h = self._up(h, skips, emb, layer_keys)
+        h = GroupNorm(self.groups, act=nn.silu, name="norm_out")(h)
+        out = Conv(self.out_channels, dtype=self.dtype, name="conv_out")(h)
+        return out.astype(jnp.float32)
+
+    def _embed(self, t: jax.Array, labels: jax.Array | None) -> jax.Array:
+        if (labels is not None) != (self.num_classes > 0):
+            raise ValueError("labels go with num_classes > 0, and only with it")
+        width = 4 * self.channels[0]
+        emb = timestep_embedding(t, self.channels[0]).astype(self.dtype)
+        emb = nn.Dense(width, dtype=self.dtype, name="time1")(emb)
+        emb = nn.Dense(width, dtype=self.dtype, name="time2")(nn.silu(emb))
+        if labels is not None:
+            emb = emb + nn.Embed(self.num_classes + 1, width, dtype=self.dtype, name="classes")(labels)
+        return emb
+
+    def _res(self, features: int, name: str) -> ResBlock:
+        return ResBlock(features, self.groups, self.scale_shift, self.dropout, self.dtype, name=name)
+
+    def _attention(self, h: jax.Array, name: str) -> jax.Array:
+        heads = h.shape[-1] // self.head_channels if self.head_channels else self.heads
+        return SelfAttention(self.groups, heads, self.dtype, name=name)(h)
+
+    def _down(self, h: jax.Array, emb: jax.Array, keys: "_LayerKeys") -> tuple[jax.Array, list[jax.Array]]:
+        skips = [h]
+        for level, features in enumerate(self.channels):
+            for block in range(self.layers_per_block):
+                h = self._res(features, f"down{level}_res{block}")(h, emb, keys.next())
+                if h.shape[1] in self.attention_resolutions:
+                    h = self._attention(h, f"down{level}_attention{block}")
+                skips.append(h)
+            if level < len(self.channels) - 1:
+                h = Conv(features, strides=2, dtype=self.dtype, name=f"down{level}_sample")(h)
+                skips.append(h)
+        return h, skips
+
+    def _up(self, h: jax.Array, skips: list[jax.Array], emb: jax.Array, keys: "_LayerKeys") -> jax.Array:
+        for level in reversed(range(len(self.channels))):
+            for block in range(self.layers_per_block + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self._res(self.channels[level], f"up{level}_res{block}")(h, emb, keys.next())
+                if h.shape[1] in self.attention_resolutions:
+                    h = self._attention(h, f"up{level}_attention{block}")
+            if level > 0:
+                h = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
+                h = Conv(self.channels[level], dtype=self.dtype, name=f"up{level}_sample")(h)
+        return h
+
+
+class _LayerKeys:
+    """Hands each dropout layer its own key per example, named by the layer's position."""
+
+    def __init__(self, keys: jax.Array | None):
+        self._keys = keys
+        self._layer = 0
+
+    def next(self) -> jax.Array | None:
+        if self._keys is None:
+            return None
+        layer = self._layer
+        self._layer += 1
+        return jax.vmap(lambda key: jax.random.fold_in(key, layer))(self._keys)

@@ -1,0 +1,25 @@
+"""Files that a reader never sees half-written."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from jdcl_jax.errors import UserError
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes `data` to `path` at once: a reader finds the old file or the new one, nothing between.
+
+    Folders on the way are made. Raises `UserError` where the place cannot be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(target)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        with contextlib.suppress(OSError, ValueError):
+            temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {path}: {reason}; name a file in a folder that you may write") from error

@@ -1,0 +1,133 @@
+"""report.html: one run on one page."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jdcl_jax.reporting import html, plots
+from jdcl_jax.reporting.files import write_bytes
+from jdcl_jax.reporting.runs import Run, Score, floats, load_run, summary_names
+from jdcl_jax.reporting.table import formulas
+
+
+def write_report(workdir: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Writes the page of a run, finished or not: one file that needs no other and no network.
+
+    Args:
+      workdir: folder with results.json and, where there are, metrics.jsonl and samples/*.png.
+      out: the page; `report.html` in the workdir if None.
+
+    Returns:
+      Where the page is.
+
+    Raises:
+      UserError: the folder is no run, its results.json is broken, or the page cannot be written.
+    """
+    run = load_run(workdir)
+    target = Path(workdir) / "report.html" if out is None else Path(out)
+    write_bytes(target, html.page("report.html", **_context(run)))
+    return target
+
+
+def _context(run: Run) -> dict[str, Any]:
+    results, scores = run.results, run.scores
+    metrics = run.metrics()
+    cost = results.get("cost") or []
+    return {
+        "title": f"{run.method} on {run.dataset}, seed {run.seed}",
+        "finished": run.finished,
+        "status": results["status"],
+        "reduced": results.get("reduced") or "",
+        "facts": _facts(run),
+        "tasks": results["tasks"],
+        "score_rows": list(scores.values()),
+        "summaries": summary_names(scores),
+        "formulas": formulas(scores),
+        "loss": html.picture(plots.loss_curves(metrics)) if _has_loss(metrics) else "",
+        "curves": _curves(scores),
+        "heat_maps": _heat_maps(scores, results.get("assigned")),
+        "samples": sample_pictures(run),
+        "cost": cost,
+        "cost_picture": html.picture(plots.cost_bars(cost)) if cost else "",
+        "totals": results.get("totals") or {},
+        "sample_counts": [_sample_counts(score) for score in scores.values()],
+        "versions": {**(results.get("versions") or {}), **(results.get("hardware") or {})},
+        "config": html.pretty(results.get("config") or {}),
+    }
+
+
+def _facts(run: Run) -> dict[str, str]:
+    """What a reader wants to know first; facts that are not recorded are left out."""
+    results = run.results
+    facts = {
+        "method": run.method,
+        "data set": run.dataset,
+        "pixels from": results.get("provenance"),
+        "seed": run.seed,
+        "tasks": run.num_tasks,
+        "weights scored": {"ema": "EMA", "raw": "raw"}.get(str(results.get("weights")), results.get("weights")),
+        "started": results.get("started"),
+        "finished": results.get("finished"),
+        "command": results.get("command"),
+    }
+    return {name: str(value) for name, value in facts.items() if value not in (None, "")}
+
+
+def _has_loss(metrics: Sequence[Mapping[str, Any]]) -> bool:
+    return any(isinstance(row.get("loss"), int | float) for row in metrics)
+
+
+def _curves(scores: Mapping[str, Score]) -> dict[str, str]:
+    return {
+        name: html.picture(
+            plots.union_curves({name: (score.union, None)}, title=name, lower_is_better=score.lower_is_better)
+        )
+        for name, score in scores.items()
+        if np.isfinite(score.union).any()
+    }
+
+
+def _heat_maps(scores: Mapping[str, Score], assigned: Any) -> dict[str, str]:
+    """A picture for each score that is known per task, and for the assigned samples."""
+    pictures = {
+        name: plots.heat_map(score.matrix, title=name, lower_is_better=score.lower_is_better)
+        for name, score in scores.items()
+        if np.isfinite(score.matrix).any()
+    }
+    if assigned:
+        counts = floats(assigned)
+        if counts.ndim == 2 and np.isfinite(counts).any():
+            pictures["assigned"] = plots.assigned_map(counts)
+    return {name: html.picture(figure) for name, figure in pictures.items()}
+
+
+def sample_pictures(run: Run) -> dict[str, str]:
+    """Captions and data URIs of a run's sample grids, in the order of the tasks."""
+    return {sample_caption(name): html.data_uri(png, "image/png") for name, png in run.samples().items()}
+
+
+def sample_caption(stem: str) -> str:
+    """task_03 -> "after task 3"; other names stay."""
+    prefix, _, digits = stem.partition("_")
+    return f"after task {int(digits)}" if prefix == "task" and digits.isdecimal() else stem
+
+
+def _sample_counts(score: Score) -> dict[str, str]:
+    return {
+        "score": score.name,
+        "generated_per_task": _counts(score.num_generated.get("per_task")),
+        "generated_union": _counts(score.num_generated.get("union")),
+        "real_per_task": _counts(score.num_real.get("per_task")),
+        "real_union": _counts(score.num_real.get("union")),
+    }
+
+
+def _counts(value: Any) -> str:
+    """A count, or a list of them (one per task), as text; equal ones once."""
+    values = value if isinstance(value, list) else [value]
+    if len(set(map(str, values))) == 1:
+        values = values[:1]
+    return ", ".join(html.MISSING if item is None else f"{item:,}" for item in values)

@@ -1,0 +1,165 @@
+"""What a run has measured so far, and the results.json made of it."""
+
+import datetime
+import importlib.metadata
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+import jdcl_jax
+from jdcl_jax.assembly import Parts, init_params
+from jdcl_jax.data.tasks import TaskSplit
+from jdcl_jax.evaluation.evaluate import Evaluation
+from jdcl_jax.evaluation.forgetting import summarise
+from jdcl_jax.evaluation.scores import select
+from jdcl_jax.methods.method import Phase
+from jdcl_jax.training.parallel import Parallel
+
+FORMAT = 1
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
+
+
+class Results:
+    """Collects costs and scores; `history` is JSON and goes into every checkpoint.
+
+    Args:
+      parts: the run's parts.
+      parallel: its devices, for the record.
+      command: how it was started.
+      flops: of one forward pass of the denoiser on one image.
+    """
+
+    def __init__(self, parts: Parts, parallel: Parallel, command: str, flops: float):
+        self._parts, self._parallel, self._command, self._flops = parts, parallel, command, flops
+        self._history: dict[str, Any] = {"started": _now(), "evaluations": [], "cost": [], "instrument": {}}
+
+    def history(self) -> dict[str, Any]:
+        """All that must survive a restart, as JSON."""
+        return self._history
+
+    def restore(self, history: dict[str, Any]) -> None:
+        """Takes up the history that a checkpoint held."""
+        self._history = history
+
+    def add_training(self, task: int, phase: Phase, steps: int, images: int, seconds: float, compiling: float) -> None:
+        """Adds `steps` steps of `images` images to a phase's costs; `compiling` is a part of `seconds`."""
+        flops = steps * phase.passes * self._parts.setup.batch_size * self._flops
+        self._add_cost(task, phase.name, seconds, compiling, steps=steps, images=steps * images, model_flops=flops)
+
+    def add_evaluation(
+        self, evaluation: Evaluation, instrument: dict[str, Any], seconds: float, compiling: float, num_samples: int
+    ) -> None:
+        """Adds the scores after a task and what sampling and scoring cost."""
+        setup, task = self._parts.setup, len(self._history["evaluations"])
+        passes = setup.sampler.steps * (2 if setup.num_classes and setup.guidance > 0 else 1)
+        self._history["instrument"] = instrument
+        self._history["evaluations"].append(
+            {
+                "per_task": {name: [_number(v) for v in values] for name, values in evaluation.per_task.items()},
+                "union": {name: _number(value) for name, value in evaluation.union.items()},
+                "assigned": [int(n) for n in evaluation.assigned],
+                "num_generated": evaluation.num_generated,
+                "num_real": evaluation.num_real,
+            }
+        )
+        flops = num_samples * passes * self._flops
+        self._add_cost(task, "evaluate", seconds, compiling, steps=0, images=num_samples, model_flops=flops)
+
+    def _add_cost(self, task: int, phase: str, seconds: float, compiling: float, **amounts: float) -> None:
+        rows = self._history["cost"]
+        if not rows or (rows[-1]["task"], rows[-1]["phase"]) != (task + 1, phase):
+            zero = dict.fromkeys(("seconds", "compile_seconds", "steps", "images", "model_flops"), 0)
+            rows.append({"task": task + 1, "phase": phase, **zero})
+        for name, amount in {"seconds": seconds, "compile_seconds": compiling, **amounts}.items():
+            rows[-1][name] += amount
+
+    def as_dict(self, status: str) -> dict[str, Any]:
+        """The contents of results.json; `status` is "running" or "finished"."""
+        parts, cost = self._parts, self._history["cost"]
+        config = parts.config
+        return {
+            "format": FORMAT,
+            "status": status,
+            "method": config.method.name,
+            "dataset": config.data.name,
+            "seed": config.seed,
+            "command": self._command,
+            "started": self._history["started"],
+            "finished": _now() if status == "finished" else None,
+            "provenance": parts.dataset.provenance,
+            "weights": config.evaluation.weights,
+            "tasks": self._tasks(),
+            "scores": self._scores(),
+            "assigned": self._matrix([e["assigned"] for e in self._history["evaluations"]]),
+            "instrument": self._history["instrument"],
+            "cost": cost,
+            "totals": {name: sum(row[name] for row in cost) for name in ("seconds", "images", "model_flops")},
+            "parameters": self._parameters(),
+            "versions": {"jdcl_jax": jdcl_jax.__version__, **{p: importlib.metadata.version(p) for p in PACKAGES}},
+            "hardware": self._hardware(),
+            "config": config.to_dict(),
+        }
+
+    def _tasks(self) -> list[dict[str, Any]]:
+        sequence = self._parts.sequence
+        names = self._parts.dataset.class_names
+
+        def count(split: TaskSplit, task: int) -> int:
+            return int(split.counts[task])
+
+        return [
+            {
+                "task": task + 1,
+                "classes": list(group),
+                "names": [names[c] for c in group],
+                "train": count(sequence.train, task),
+                "validation": count(sequence.validation, task),
+                "test": count(sequence.test, task),
+            }
+            for task, group in enumerate(sequence.groups)
+        ]
+
+    def _scores(self) -> dict[str, Any]:
+        evaluations, tasks = self._history["evaluations"], self._parts.num_tasks
+        out = {}
+        for name, score in select(self._parts.config.evaluation.scores).items():
+            matrix = self._matrix([e["per_task"][name] for e in evaluations])
+            union = [e["union"][name] for e in evaluations] + [None] * (tasks - len(evaluations))
+            out[name] = {
+                "lower_is_better": score.lower_is_better,
+                "description": score.description,
+                "matrix": matrix,
+                "union": union,
+                "num_generated": evaluations[-1]["num_generated"][name] if evaluations else {},
+                "num_real": evaluations[-1]["num_real"][name] if evaluations else {},
+                "summary": summarise(matrix, union, score.lower_is_better) if len(evaluations) == tasks else {},
+            }
+        return out
+
+    def _matrix(self, rows: list[list[float]]) -> np.ndarray:
+        matrix = np.full((self._parts.num_tasks, self._parts.num_tasks), np.nan)
+        for i, row in enumerate(rows):
+            matrix[i] = [np.nan if value is None else value for value in row]
+        return matrix
+
+    def _parameters(self) -> int:
+        shapes = jax.eval_shape(lambda: init_params(self._parts.unet, self._parts.setup, 0))
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+    def _hardware(self) -> dict[str, Any]:
+        device = self._parallel.devices[0]
+        return {
+            "backend": device.platform,
+            "device": f"{device.device_kind} x{self._parallel.count}",
+            "cpu_count": os.cpu_count(),
+        }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,93 @@
+"""Draws images from a run: `python -m jdcl_jax.sample --workdir=runs/fm-gd --task=3 --num=64 --out=grid.png`."""
+
+from jdcl_jax.training.backend import reexec_with_hugepages
+
+if __name__ == "__main__":
+    reexec_with_hugepages()
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jdcl_jax.assembly import RunArrays, assemble
+from jdcl_jax.config import from_json
+from jdcl_jax.errors import UserError, exit_on_user_error
+from jdcl_jax.generation import Generator, balanced_labels
+from jdcl_jax.keys import named_key
+from jdcl_jax.methods.method import DENOISER
+from jdcl_jax.reporting.grids import check_picture_path, write_grid
+from jdcl_jax.reporting.progress import Progress
+from jdcl_jax.training.checkpoint import Checkpoints
+from jdcl_jax.training.parallel import Parallel
+
+
+def sample(workdir: Path, *, task: int, num: int, seed: int = 0, label: int | None = None) -> np.ndarray:
+    """Draws `num` images, uint8 [num, H, W, C], from the denoiser as it was after a task (from 1; 0: the last saved).
+
+    Args:
+      workdir: a run's folder.
+      task: which task's end.
+      num: how many images.
+      seed: names the noise; the same seed gives the same images.
+      label: the class to draw from a conditional denoiser; None runs through the classes seen so far.
+
+    Raises:
+      UserError: no such run, task or class.
+    """
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{workdir} holds no run: config.json is missing; write the --workdir of jdcl_jax.main")
+    parts = assemble(from_json(workdir / "config.json"))
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    task = task or (checkpoints.tasks() or [0])[-1]
+    state, _ = checkpoints.restore_task(task, RunArrays(parts).shapes())
+    network = state["networks"][DENOISER]
+    params = network.averaged if parts.config.evaluation.weights == "ema" else network.params
+    generator = Generator(
+        parts.setup, Parallel(parts.config.parallel.mode), min(num, parts.config.evaluation.batch_size)
+    )
+    progress = Progress()
+    progress.start("sample", num, task=task, counts=False)
+    seen = [c for group in parts.sequence.groups[:task] for c in group]
+    labels = _labels(parts.setup.num_classes, seen, label, num)
+    images = generator(params, named_key(seed, "sample"), num, labels, progress.update)
+    progress.close()
+    return images
+
+
+def _labels(num_classes: int, seen: list[int], label: int | None, num: int) -> np.ndarray | None:
+    if num_classes == 0:
+        if label is not None:
+            raise UserError("--label needs a conditional denoiser; this run's is unconditional, leave --label out")
+        return None
+    if label is not None and label not in seen:
+        raise UserError(f"--label={label} was not seen by then; write one of {seen}")
+    return balanced_labels(seen if label is None else [label], num)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m jdcl_jax.sample", description=__doc__)
+    parser.add_argument("--workdir", required=True, type=Path, help="a run's folder")
+    parser.add_argument(
+        "--task", type=int, default=0, help="after which task, from 1; the last finished one if not given"
+    )
+    parser.add_argument("--num", type=int, default=64, help="how many images")
+    parser.add_argument("--seed", type=int, default=0, help="names the noise")
+    parser.add_argument("--label", type=int, default=None, help="class of a conditional denoiser")
+    parser.add_argument("--out", type=Path, default=Path("grid.png"), help="the picture to write (PNG)")
+    arguments = parser.parse_args(argv)
+    with exit_on_user_error():
+        check_picture_path(arguments.out)
+        if arguments.num < 1 or arguments.task < 0 or arguments.seed < 0:
+            raise UserError("--num counts from 1, --task and --seed from 0")
+        images = sample(
+            arguments.workdir, task=arguments.task, num=arguments.num, seed=arguments.seed, label=arguments.label
+        )
+        write_grid(arguments.out, images)
+        print(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Train states, the pure train step, devices, checkpoints. Knows no methods."""

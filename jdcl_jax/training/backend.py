@@ -1,0 +1,96 @@
+"""What makes XLA fast on the CPU that runs it: compiler options and the memory allocator's page size.
+
+Importing this file imports nothing heavy, so that a command line can call `reexec_with_hugepages` first of all.
+"""
+
+import functools
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import sys
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+YNN_OPTION = "xla_cpu_experimental_ynn_fusion_type"
+YNN_KINDS = "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+
+TUNABLE = "glibc.malloc.hugetlb=1"
+RESTARTED = "JDCL_JAX_RESTARTED"
+TRANSPARENT_HUGEPAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@functools.cache
+def compiler_options() -> dict[str, str]:
+    """Options for `lowered.compile(compiler_options=...)`; empty on GPU and TPU.
+
+    On CPU, jaxlib 0.10 sends convolutions to its library YNNPACK, where a train step's take up to twice as long as in
+    XLA's older path; its sums and products of matrices are good. So those two kinds are all that it gets [ours,
+    measured]. Other versions of jaxlib, and a user who names the option in XLA_FLAGS, are left alone.
+    """
+    import jax
+    import jaxlib
+
+    known = jaxlib.__version__.split(".")[:2] == ["0", "10"]
+    if jax.default_backend() != "cpu" or not known or YNN_OPTION in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    logger.info("XLA:CPU: compiling with %s=%s", YNN_OPTION, YNN_KINDS)
+    return {YNN_OPTION: YNN_KINDS}
+
+
+def reexec_with_hugepages() -> None:
+    """Starts the running command line anew, once, with huge pages for large allocations; else returns at once.
+
+    XLA:CPU takes the memory for a step's intermediate results from malloc in every call, so every call maps and clears
+    hundreds of megabytes, page by page. Pages of 2 MiB make that cheap, but glibc reads the setting only when a process
+    starts. Call it under `if __name__ == "__main__":`, before anything heavy is imported, and nowhere else: it
+    replaces the process. It does nothing where the system is not Linux with glibc 2.35, an accelerator may be used,
+    GLIBC_TUNABLES is set (to anything: so an empty one turns this off), or the program was not started from a file or
+    with `-m`.
+    """
+    if not _restart_helps():
+        return
+    print(
+        f"restarting once with GLIBC_TUNABLES={TUNABLE}, which makes training on CPU faster",
+        file=sys.stderr,
+    )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    environment = {**os.environ, "GLIBC_TUNABLES": TUNABLE, RESTARTED: "1"}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def _restart_helps() -> bool:
+    asked_otherwise = "GLIBC_TUNABLES" in os.environ or RESTARTED in os.environ
+    repeatable = bool(sys.executable) and sys.argv[0] not in ("", "-", "-c") and len(sys.orig_argv) > 1
+    watched = sys.gettrace() is not None or bool(sys.flags.interactive)
+    if asked_otherwise or not repeatable or watched:
+        return False
+    return _glibc_version() >= (2, 35) and _hugepages_on_request() and not _accelerator_expected()
+
+
+def _glibc_version() -> tuple[int, ...]:
+    """(0,) where the C library is another one."""
+    try:
+        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    except (AttributeError, ValueError, OSError):
+        return (0,)
+    return tuple(int(part) for part in version.split(".")[:2]) if name == "glibc" else (0,)
+
+
+def _hugepages_on_request() -> bool:
+    """Whether the kernel gives huge pages to those that ask; "always" needs no asking, "never" gives none."""
+    try:
+        return "[madvise]" in TRANSPARENT_HUGEPAGES.read_text()
+    except OSError:
+        return False
+
+
+def _accelerator_expected() -> bool:
+    """Whether JAX may find a GPU or TPU, judged without importing it."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms:
+        return platforms != "cpu"
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return bool(plugins) or any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))

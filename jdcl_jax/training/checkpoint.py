@@ -1,0 +1,159 @@
+"""Checkpoints: the one file that knows orbax.
+
+A checkpoint holds a tree of arrays and a JSON record. `latest/` keeps the last two of them, named by the run's step;
+`tasks/` keeps one for the end of every task, named by the task (from 1). A checksum over all arrays is saved beside
+them, so that one cut short or altered is found when it is read and the one before is used instead.
+"""
+
+import logging
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jdcl_jax.errors import UserError
+
+PyTree = Any
+Record = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+def checksum(tree: PyTree) -> int:
+    """CRC-32 over the paths, types, shapes and bytes of all arrays in a tree."""
+    value = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        head = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
+        value = zlib.crc32(array.view(np.uint8).data if array.size else b"", zlib.crc32(head.encode(), value))
+    return value
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """A copy in host memory that later donated steps cannot touch."""
+    return jax.tree.map(lambda x: np.array(x, copy=True), jax.device_get(tree))
+
+
+class Checkpoints:
+    """The checkpoints of one run, written in the background.
+
+    Args:
+      directory: the folder for `latest/` and `tasks/`; made if absent.
+      read_only: never write, move or delete anything.
+    """
+
+    def __init__(self, directory: Path, *, read_only: bool = False):
+        self.directory = directory.absolute()
+        self._read_only = read_only
+        self._latest = self._manager("latest", keep=2)
+        self._tasks = self._manager("tasks", keep=None)
+
+    def _manager(self, name: str, keep: int | None) -> ocp.CheckpointManager:
+        folder = self.directory / name
+        if not self._read_only:
+            folder.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=False, read_only=self._read_only, cleanup_tmp_directories=not self._read_only
+        )
+        return ocp.CheckpointManager(folder, options=options)
+
+    def save(self, step: int, state: PyTree, record: Record) -> None:
+        """Saves the middle of a task under the run's step."""
+        self._save(self._latest, step, state, record)
+
+    def save_task(self, task: int, state: PyTree, record: Record) -> None:
+        """Saves the end of a task (from 1); never deleted."""
+        self._save(self._tasks, task, state, record)
+
+    def _save(self, manager: ocp.CheckpointManager, step: int, state: PyTree, record: Record) -> None:
+        arrays = to_host(state)
+        record = {**record, "checksum": checksum(arrays)}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
+        manager.save(step, args=items, force=True)
+
+    def restore_newest(self, target: PyTree, order: Callable[[Record], Any]) -> tuple[PyTree, Record] | None:
+        """The newest sound checkpoint (numpy arrays, record), or None if there is none.
+
+        Damaged ones are moved to `damaged/` and named in a warning; the next older one is tried.
+
+        Args:
+          target: a tree of arrays or `jax.ShapeDtypeStruct` of the expected structure.
+          order: sorts records by age, newest last.
+        """
+        found = []
+        for manager, name in ((self._latest, "latest"), (self._tasks, "tasks")):
+            for step in manager.all_steps():
+                try:
+                    found.append((order(self._record(manager, step)), name, step))
+                except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
+                    self._set_aside(name, step, error)
+        for _, name, step in sorted(found, reverse=True):
+            try:
+                return self._restore(self._latest if name == "latest" else self._tasks, step, target)
+            except Exception as error:
+                self._set_aside(name, step, error)
+        return None
+
+    def restore_task(self, task: int, target: PyTree) -> tuple[PyTree, Record]:
+        """The checkpoint at the end of a task (from 1).
+
+        Raises:
+          UserError: there is none, or it is damaged.
+        """
+        tasks = self.tasks()
+        if task not in tasks:
+            have = ", ".join(map(str, tasks)) or "none"
+            raise UserError(f"{self.directory} has no checkpoint of task {task}; finished tasks: {have}")
+        try:
+            return self._restore(self._tasks, task, target)
+        except Exception as error:
+            raise UserError(
+                f"the checkpoint of task {task} in {self.directory} is damaged: {_first_line(error)}"
+            ) from error
+
+    def tasks(self) -> list[int]:
+        """The tasks whose end is saved, from 1."""
+        return sorted(self._tasks.all_steps())
+
+    def _record(self, manager: ocp.CheckpointManager, step: int) -> Record:
+        restored = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
+        return dict(restored["record"])
+
+    def _restore(self, manager: ocp.CheckpointManager, step: int, target: PyTree) -> tuple[PyTree, Record]:
+        record = self._record(manager, step)
+        shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
+        state = manager.restore(step, args=items)["state"]
+        if checksum(state) != record["checksum"]:
+            raise ValueError("its arrays do not have the checksum that was saved with them")
+        return state, record
+
+    def _set_aside(self, name: str, step: int, error: Exception) -> None:
+        source = self.directory / name / str(step)
+        logger.warning("checkpoint %s is damaged (%s); using the one before", source, _first_line(error))
+        if self._read_only:
+            return
+        target = self.directory / "damaged" / f"{name}-{step}"
+        target.parent.mkdir(exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        source.rename(target)
+        (self._latest if name == "latest" else self._tasks).reload()
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on disk."""
+        self._latest.wait_until_finished()
+        self._tasks.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and lets go of the folder."""
+        self._latest.close()
+        self._tasks.close()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

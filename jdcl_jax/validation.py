@@ -1,0 +1,199 @@
+"""Checks a whole config before anything is loaded or compiled."""
+
+from typing import Any
+
+import ml_collections
+
+from jdcl_jax.diffusion.process import PREDICTIONS
+from jdcl_jax.diffusion.sampler import SAMPLERS
+from jdcl_jax.diffusion.schedule import SCHEDULES
+from jdcl_jax.errors import UserError
+from jdcl_jax.evaluation.scores import SCORES, select
+from jdcl_jax.methods.registry import default_options
+from jdcl_jax.training.optimizer import LEARNING_RATE_SCHEDULES, OPTIMIZERS
+from jdcl_jax.training.parallel import MODES
+
+DTYPES = ("float32", "bfloat16")
+
+_CHOICES = {
+    "data.fit": ("resize", "pad"),
+    "model.dtype": DTYPES,
+    "diffusion.schedule": SCHEDULES,
+    "diffusion.prediction": PREDICTIONS,
+    "sampler.kind": SAMPLERS,
+    "train.optimizer": OPTIMIZERS,
+    "train.schedule": LEARNING_RATE_SCHEDULES,
+    "parallel.mode": MODES,
+    "evaluation.weights": ("raw", "ema"),
+}
+
+# key -> (smallest, largest); None is open
+_RANGES: dict[str, tuple[float | None, float | None]] = {
+    "seed": (0, 2**31 - 1),
+    "data.image_size": (0, None),
+    "data.validation": (0.0, 0.5),
+    "data.device_memory_mib": (0, None),
+    "tasks.num_tasks": (0, None),
+    "tasks.first": (0, None),
+    "model.layers_per_block": (1, None),
+    "model.head_channels": (0, None),
+    "model.heads": (0, None),
+    "model.groups": (1, None),
+    "model.dropout": (0.0, 0.99),
+    "model.label_dropout": (0.0, 1.0),
+    "diffusion.timesteps": (2, 100_000),
+    "diffusion.beta_start": (1e-12, 0.999),
+    "diffusion.beta_end": (1e-12, 0.999),
+    "sampler.eta": (0.0, 1.0),
+    "sampler.guidance": (0.0, None),
+    "sampler.steps": (1, None),
+    "train.steps": (1, None),
+    "train.batch_size": (1, None),
+    "train.learning_rate": (1e-12, None),
+    "train.warmup": (0, None),
+    "train.weight_decay": (0.0, None),
+    "train.clip_norm": (0.0, None),
+    "train.ema": (0.0, 0.9999999),
+    "train.steps_per_call": (1, None),
+    "train.log_every": (1, None),
+    "evaluation.num_samples": (2, None),
+    "evaluation.batch_size": (1, None),
+    "evaluation.classifier.features": (1, None),
+    "evaluation.classifier.steps": (1, None),
+    "evaluation.classifier.batch_size": (1, None),
+    "evaluation.classifier.learning_rate": (1e-12, None),
+    "checkpoint.every": (1, None),
+}
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Raises `UserError` naming the first key that cannot be."""
+    for key, choices in _CHOICES.items():
+        if (value := _get(config, key)) not in choices:
+            raise UserError(f"{key} is '{value}'; write one of: {', '.join(choices)}")
+    for key, (low, high) in _RANGES.items():
+        value = _get(config, key)
+        if not (low is None or value >= low) or not (high is None or value <= high):  # also true for NaN
+            raise UserError(f"{key} is {value}; write {_span(low, high)}")
+    _validate_method(config)
+    _validate_model(config)
+    _validate_training(config)
+    _validate_evaluation(config)
+
+
+def _get(config: ml_collections.ConfigDict, key: str) -> Any:
+    value = config
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _span(low: float | None, high: float | None) -> str:
+    if high is None:
+        return f"{low} or more"
+    return f"a value from {low} to {high}"
+
+
+def _validate_method(config: ml_collections.ConfigDict) -> None:
+    known = default_options(config.method.name)
+    for key in config.method:
+        if key != "name" and key not in known:
+            raise UserError(
+                f"method.{key} is no option of '{config.method.name}'; it has: {', '.join(known) or 'none'}"
+            )
+    if config.sampler.steps > config.diffusion.timesteps:
+        raise UserError(
+            f"sampler.steps is {config.sampler.steps}; write at most diffusion.timesteps={config.diffusion.timesteps}"
+        )
+    if config.sampler.guidance > 0 and not config.model.class_conditional:
+        raise UserError(
+            "sampler.guidance needs a conditional denoiser; write model.class_conditional=True or sampler.guidance=0"
+        )
+    if config.diffusion.beta_start > config.diffusion.beta_end:
+        raise UserError("diffusion.beta_start is larger than diffusion.beta_end; swap them")
+
+
+def _validate_model(config: ml_collections.ConfigDict) -> None:
+    model = config.model
+    if not model.channels or any(type(c) is not int or c < 1 for c in model.channels):
+        raise UserError(
+            f"model.channels is {model.channels}; write one positive whole number per level, such as (64, 128)"
+        )
+    for width in model.channels:
+        if width % model.groups:
+            raise UserError(
+                f"model.groups={model.groups} does not divide model.channels={model.channels}; write a common divisor"
+            )
+    if model.channels[0] % 2:
+        raise UserError("model.channels[0] is odd; the timestep embedding needs an even number")
+    attending = _attending_widths(config)
+    if model.head_channels:
+        bad = [w for w in attending if w % model.head_channels]
+        if bad:
+            raise UserError(
+                f"model.head_channels={model.head_channels} does not divide the {bad[0]} channels of an attention layer"
+            )
+    elif model.heads < 1 or any(w % model.heads for w in attending):
+        raise UserError(
+            f"model.heads is {model.heads} and model.head_channels 0; write a number of heads that divides the channels"
+        )
+    if config.data.image_size:
+        check_image_size(config, config.data.image_size)
+
+
+def _attending_widths(config: ml_collections.ConfigDict) -> list[int]:
+    model, size = config.model, config.data.image_size
+    inner = [w for level, w in enumerate(model.channels) if size and size >> level in model.attention_resolutions]
+    return [*inner, model.channels[-1]]
+
+
+def check_image_size(config: ml_collections.ConfigDict, size: int) -> None:
+    """The UNet's levels must halve the image evenly, and attention sit where there is a feature map.
+
+    Raises:
+      UserError: they do not.
+    """
+    levels = len(config.model.channels)
+    unit = 2 ** (levels - 1)
+    if size % unit or size < unit:
+        raise UserError(
+            f"images of {size}x{size} can't be halved {levels - 1} times by the {levels} levels of model.channels; "
+            f"write data.image_size={max(-(-size // unit) * unit, unit)} or fewer levels"
+        )
+    sizes = [size >> level for level in range(levels)]
+    for wanted in config.model.attention_resolutions:
+        if wanted not in sizes:
+            raise UserError(
+                f"model.attention_resolutions has {wanted}, but the feature maps are {sizes}; write some of these or ()"
+            )
+
+
+def _validate_training(config: ml_collections.ConfigDict) -> None:
+    train = config.train
+    if train.steps % train.steps_per_call:
+        fitting = max(d for d in range(1, train.steps_per_call) if train.steps % d == 0)
+        raise UserError(
+            f"train.steps_per_call={train.steps_per_call} does not divide train.steps={train.steps}; "
+            f"write train.steps_per_call={fitting}"
+        )
+    if train.warmup >= train.steps:
+        raise UserError(f"train.warmup={train.warmup} is not below train.steps={train.steps}")
+    if train.weight_decay > 0 and train.optimizer != "adamw":
+        raise UserError(
+            "train.weight_decay has no effect with adam; write train.optimizer=adamw or train.weight_decay=0"
+        )
+
+
+def _validate_evaluation(config: ml_collections.ConfigDict) -> None:
+    evaluation = config.evaluation
+    if evaluation.weights == "ema" and config.train.ema == 0:
+        raise UserError("evaluation.weights=ema needs an average; write train.ema=0.999 or evaluation.weights=raw")
+    if not evaluation.scores:
+        raise UserError(f"evaluation.scores is empty; write some of {', '.join(SCORES)}")
+    scores = select(evaluation.scores)
+    if not evaluation.inception_weights:
+        needing = [name for name, score in scores.items() if score.features == "inception"]
+        if needing:
+            raise UserError(
+                f"evaluation.scores has {needing[0]}; write the weights file in evaluation.inception_weights"
+            )

@@ -1,0 +1,108 @@
+"""The folder of a run: whose it is, and whether it is finished."""
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from jdcl_jax.config import differing_keys
+from jdcl_jax.errors import UserError
+from jdcl_jax.reporting.page import write_report
+from jdcl_jax.reporting.writer import write_json
+
+MACHINE_KEYS = ("data.dir", "evaluation.cache_dir")
+"""Where things lie on a machine; a run may be resumed with other values."""
+
+
+def default_workdir(config: ml_collections.ConfigDict) -> Path:
+    """runs/<dataset>-<method>-<seed>; of a path only its last part."""
+    name = config.data.name.split(":", 1)
+    dataset = (
+        Path(name[1]).stem
+        if name[0] in ("npz", "folder") and len(name) > 1
+        else config.data.name.replace(":", "-").replace("/", "-")
+    )
+    return Path("runs") / f"{dataset}-{config.method.name}-{config.seed}"
+
+
+class Workdir:
+    """The folder of a run with this config.
+
+    Raises:
+      UserError: the folder holds a run with another config; the message names the keys.
+    """
+
+    def __init__(self, path: Path, config: ml_collections.ConfigDict):
+        self.path = path
+        self._config = json.loads(config.to_json_best_effort())
+        self._check_config()
+
+    def _check_config(self) -> None:
+        file = self.path / "config.json"
+        if not file.exists():
+            return
+        different = [
+            line for line in differing_keys(_read_json(file), self._config) if line.split(":")[0] not in MACHINE_KEYS
+        ]
+        if different:
+            raise UserError(
+                f"{self.path} holds a run with another config ({'; '.join(different)}); "
+                "write another --workdir, or the same values"
+            )
+
+    def finished_results(self) -> dict[str, Any] | None:
+        """The results of a finished run, else None. A report that is missing is made."""
+        file = self.path / "results.json"
+        if not file.exists():
+            return None
+        results = _read_json(file)
+        if results.get("status") != "finished":
+            return None
+        if not (self.path / "report.html").exists():
+            write_report(self.path)
+        return results
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Makes the folder, writes config.json and keeps other processes out while the run lasts.
+
+        Raises:
+          UserError: it can't be written, or another process is running in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(
+                f"the workdir {self.path} can't be written ({error.strerror}); write another --workdir"
+            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(
+                    f"another process is running in {self.path}; wait for it or write another --workdir"
+                ) from error
+            write_json(self.path / "config.json", self._config)
+            yield
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Writes results.json as a whole."""
+        write_json(self.path / "results.json", results)
+
+    def finish(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Writes results.json and report.html; returns the results as they read from the file."""
+        self.write_results(results)
+        write_report(self.path)
+        return _read_json(self.path / "results.json")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} can't be read ({error}); remove it or write another --workdir") from error
