@@ -23,7 +23,7 @@ setuptools.setup(
         "chex",
         "clu",
         "flax>=0.12",
-        "importlib_resources",
+        "importlib_resources",  # tensorflow-datasets needs it and does not say so
         "jax>=0.10",
         "jinja2",
         "matplotlib",

@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = default_config()
     config.data.update(name="digits", image_size=8, flip=False, validation=0.1)
     config.model.update(channels=(16, 32), layers_per_block=1, attention_resolutions=(), groups=8)
-    config.train.update(steps=300, batch_size=96, learning_rate=1e-3, log_every=50)
+    config.train.update(steps=300, batch_size=64, learning_rate=2e-3, schedule="cosine", log_every=50)
     config.sampler.steps = 10
     config.evaluation.update(num_samples=1000)
     config.evaluation.classifier.update(

@@ -113,11 +113,12 @@ def with_arguments(
     words = _split(arg or "")
     named = [word for word in words if "=" not in word]
     chosen = [word for word in named if word not in presets]
+    for word in chosen:
+        if word not in known_methods():
+            _unknown_word(word, presets)
     if len(chosen) > 1:
         raise UserError(f"--config names two methods, {' and '.join(chosen)}; write one")
     if chosen:
-        if chosen[0] not in known_methods():
-            _unknown_word(chosen[0], presets)
         set_method(config, chosen[0])
     for word in named:
         if word in presets:
@@ -135,7 +136,8 @@ def _unknown_word(word: str, presets: Mapping[str, Preset]) -> None:
     hint = f"did you mean '{close[0]}'? " if close else ""
     raise UserError(
         f"'{word}' is no method of this config: {hint}methods: {', '.join(sorted(known_methods()))}; "
-        f"presets: {', '.join(sorted(presets)) or 'none'}; anything else as key=value"
+        f"presets: {', '.join(sorted(presets)) or 'none'}; anything else as key=value, "
+        "and a value with commas as a flag of its own, --config.KEY=VALUE"
     )
 
 

@@ -68,6 +68,9 @@ class Experiment:
         self.parts, self.config, self.folder = parts, parts.config, folder
         self.parallel = Parallel(self.config.parallel.mode)
         self._check_batches()
+        # Before anything is written: the scorer finds the last things that can be wrong with the config.
+        self.scorer = Scorer(parts, Progress(stream=stream).message)
+        folder.write_config()
         self.arrays = RunArrays(parts)
         self.checkpoints = Checkpoints(folder.path / "checkpoints")
         self.results = Results(parts, self.parallel, command, forward_flops(parts))
@@ -81,7 +84,6 @@ class Experiment:
         self.on_device = train.images.nbytes <= self.config.data.device_memory_mib * 2**20
         self.pool = self.parallel.replicate(Pool(train.images, train.labels)) if self.on_device else None
         self.generator = Generator(parts.setup, self.parallel, self.config.evaluation.batch_size)
-        self.scorer = Scorer(parts, self.progress.message)
         self._compiled: dict[str, Callable[..., Any]] = {}
 
     def run(self) -> dict[str, Any]:
@@ -259,7 +261,7 @@ class _PhaseLog:
         self._pending = []
         values = {name: np.concatenate([np.atleast_1d(m[name]) for m in pending]) for name in pending[0]}
         experiment, steps = self._experiment, len(values["loss"])
-        self._check_finite(values["loss"])
+        self._check_finite(values)
         now = time.perf_counter()
         seconds, self._time = now - self._time, now
         rate = steps * self._images / max(seconds, 1e-9)
@@ -270,17 +272,19 @@ class _PhaseLog:
         experiment.results.add_training(experiment.task, self._phase, steps, self._images, seconds, 0.0)
         self._flushed = self._step
 
-    def _check_finite(self, losses: np.ndarray) -> None:
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if bad.size:
-            experiment = self._experiment
-            experiment.checkpoints.wait()
-            raise UserError(
-                f"the loss became {losses[bad[0]]} in task {experiment.task + 1}, phase {self._phase.name}, step "
-                f"{self._flushed + int(bad[0]) + 1}; the checkpoint before it is kept in "
-                f"{experiment.checkpoints.directory}; "
-                "write a smaller train.learning_rate or train.clip_norm in a new workdir"
-            )
+    def _check_finite(self, values: dict[str, np.ndarray]) -> None:
+        """Looks at the gradients too: where they are not finite, the parameters no longer are either."""
+        for name in ("loss", "gradient_norm"):
+            bad = np.flatnonzero(~np.isfinite(values[name]))
+            if bad.size:
+                experiment = self._experiment
+                experiment.checkpoints.wait()
+                raise UserError(
+                    f"the {name} became {values[name][bad[0]]} in task {experiment.task + 1}, phase "
+                    f"{self._phase.name}, step {self._flushed + int(bad[0]) + 1}; the checkpoint before it is kept in "
+                    f"{experiment.checkpoints.directory}; "
+                    "write a smaller train.learning_rate or train.clip_norm in a new workdir"
+                )
 
 
 def _age(record: dict[str, Any]) -> tuple[int, int, int]:

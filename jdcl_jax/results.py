@@ -3,10 +3,13 @@
 import datetime
 import importlib.metadata
 import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from clu import parameter_overview
 
 import jdcl_jax
 from jdcl_jax.assembly import Parts, init_params
@@ -86,6 +89,7 @@ class Results:
             "dataset": config.data.name,
             "seed": config.seed,
             "command": self._command,
+            "commit": _commit(),
             "started": self._history["started"],
             "finished": _now() if status == "finished" else None,
             "provenance": parts.dataset.provenance,
@@ -146,7 +150,7 @@ class Results:
 
     def _parameters(self) -> int:
         shapes = jax.eval_shape(lambda: init_params(self._parts.unet, self._parts.setup, 0))
-        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        return int(parameter_overview.count_parameters(shapes))
 
     def _hardware(self) -> dict[str, Any]:
         device = self._parallel.devices[0]
@@ -155,6 +159,19 @@ class Results:
             "device": f"{device.device_kind} x{self._parallel.count}",
             "cpu_count": os.cpu_count(),
         }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the package runs from, "-dirty" with changes; None if it was installed."""
+    package = Path(jdcl_jax.__file__).parent
+    describe = ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        tracked = subprocess.run([*describe[:3], "ls-files", "--error-unmatch", "__init__.py"], capture_output=True)
+        if tracked.returncode:
+            return None
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _number(value: float) -> float | None:

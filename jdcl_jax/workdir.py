@@ -68,7 +68,10 @@ class Workdir:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Makes the folder, writes config.json and keeps other processes out while the run lasts.
+        """Makes the folder and keeps other processes out while the run lasts.
+
+        A run that was refused before `write_config` leaves nothing behind, so that it can be started again with
+        another config.
 
         Raises:
           UserError: it can't be written, or another process is running in it.
@@ -87,8 +90,22 @@ class Workdir:
                 raise UserError(
                     f"another process is running in {self.path}; wait for it or write another --workdir"
                 ) from error
-            write_json(self.path / "config.json", self._config)
-            yield
+            self._check_config()
+            try:
+                yield
+            finally:
+                self._leave_nothing_if_refused()
+
+    def write_config(self) -> None:
+        """Writes config.json; from here on the folder belongs to this config."""
+        write_json(self.path / "config.json", self._config)
+
+    def _leave_nothing_if_refused(self) -> None:
+        if (self.path / "config.json").exists():
+            return
+        (self.path / ".lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it was there before and holds something
+            self.path.rmdir()
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Writes results.json as a whole."""

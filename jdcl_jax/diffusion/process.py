@@ -3,6 +3,7 @@
 Notation: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, images in [-1, 1], t = 0..T-1.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -77,5 +78,10 @@ def posterior(
 
 
 def squared_error(output: jax.Array, target: jax.Array) -> jax.Array:
-    """Mean squared error of every example over its own pixels: [B, ...] twice -> float32 [B]."""
+    """Mean squared error of every example over its own pixels: [B, ...] twice -> float32 [B].
+
+    Raises:
+      AssertionError: the shapes differ, which broadcasting would hide.
+    """
+    chex.assert_equal_shape([output, target])
     return jnp.mean(jnp.square(output - target), axis=tuple(range(1, output.ndim)))

@@ -21,10 +21,10 @@ class Joint(Method):
     """
 
     def phases(self, task: int) -> Sequence[Phase]:
-        steps = self.setup.steps
-        if self.options["compute_matched"] and task > 0:
-            steps = round(steps * (self.options["teacher_steps"] + 7) / 3)
-        return [plain_phase(self.setup, self.current_stream(), steps=steps)]
+        if task == 0 or not self.options["compute_matched"]:
+            return [plain_phase(self.setup, self.current_stream())]
+        steps = round(self.setup.steps * (self.options["teacher_steps"] + 7) / 3)
+        return [plain_phase(self.setup, self.current_stream(), name="train_matched", steps=steps)]
 
     def context(self, memory: Memory, task: int) -> dict[str, PyTree]:
         return {"current": self.seen_range(task)}

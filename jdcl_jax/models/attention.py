@@ -11,9 +11,7 @@ from jax import lax
 CHUNK_SCORES = 2**19
 
 
-def attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, form: str | None = None
-) -> jax.Array:
+def attention(query: jax.Array, key: jax.Array, value: jax.Array, *, form: str | None = None) -> jax.Array:
     """softmax(query key^T / sqrt(d)) value, for every example and head; softmax in float32.
 
     Args:
@@ -60,16 +58,12 @@ def _chunked(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     return _chunked_forward(query, key, value)[0]
 
 
-def _chunked_forward(
-    query: jax.Array, key: jax.Array, value: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _chunked_forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     out, log_sum = _map_chunks(_values, query.shape[1] * key.shape[1], (query, key, value))
     return out, (query, key, value, out, log_sum)
 
 
-def _chunked_backward(
-    residuals: tuple[jax.Array, ...], dout: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _chunked_backward(residuals: tuple[jax.Array, ...], dout: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     query, key = residuals[:2]
     return _map_chunks(_gradients, query.shape[1] * key.shape[1], (*residuals, dout))
 
@@ -107,9 +101,10 @@ def _gradients(
 
 
 def _map_chunks(function: Any, scores: int, arrays: tuple[jax.Array, ...]) -> Any:
-    """Applies `function` to a few of the leading axis at a time: the most that fit and divide it."""
+    """Applies `function` to as many rows at a time as fit into the cache and divide them all."""
     rows = arrays[0].shape[0]
-    size = next(n for n in range(min(rows, max(1, CHUNK_SCORES // scores)), 0, -1) if rows % n == 0)
+    most = min(rows, max(1, CHUNK_SCORES // scores))
+    size = next(size for size in range(most, 0, -1) if rows % size == 0)
     if size == rows:
         return function(*arrays)
     chunks = tuple(jnp.reshape(x, (rows // size, size, *x.shape[1:])) for x in arrays)

@@ -110,16 +110,13 @@ def _kernel_gradient(
     x: jax.Array, kernel_shape: tuple[int, ...], dy: jax.Array, strides: int, padding: int
 ) -> jax.Array:
     """dw, in whichever of three ways moves the least memory."""
-    if strides > 1:
+    height, width, inputs, outputs = kernel_shape
+    if (height, width, strides, padding) == (1, 1, 1, 0):
+        return jnp.reshape(jnp.transpose(_rows(x)) @ _rows(dy), kernel_shape)
+    if inputs <= outputs or strides > 1 or height != width:
         return _correlate(x, dy, kernel_shape, strides, padding)
-    if kernel_shape[:2] == (1, 1) and padding == 0:
-        product = jnp.transpose(_rows(x)) @ _rows(dy)
-        return jnp.reshape(product, kernel_shape)
-    if x.shape[-1] <= dy.shape[-1]:
-        return _correlate(x, dy, kernel_shape, 1, padding)
     # The first argument is the one that is costly to transpose. With the roles exchanged the result
     # comes out turned round.
-    height, width, inputs, outputs = kernel_shape
     turned = (height, width, outputs, inputs)
     dw = _correlate(dy, x, turned, 1, height - 1 - padding)
     return jnp.transpose(jnp.flip(dw, (0, 1)), (0, 1, 3, 2))
@@ -129,9 +126,7 @@ def _rows(x: jax.Array) -> jax.Array:
     return jnp.reshape(x, (-1, x.shape[-1]))
 
 
-def _correlate(
-    x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], strides: int, padding: int
-) -> jax.Array:
+def _correlate(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], strides: int, padding: int) -> jax.Array:
     """The examples play the channels: x as images [Ci, H, W, N], dy as a kernel [Ho, Wo, N, Co]."""
 
     def pads(axis: int) -> tuple[int, int]:

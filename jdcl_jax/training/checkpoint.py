@@ -5,6 +5,7 @@ A checkpoint holds a tree of arrays and a JSON record. `latest/` keeps the last 
 them, so that one cut short or altered is found when it is read and the one before is used instead.
 """
 
+import copy
 import logging
 import shutil
 import zlib
@@ -72,7 +73,8 @@ class Checkpoints:
 
     def _save(self, manager: ocp.CheckpointManager, step: int, state: PyTree, record: Record) -> None:
         arrays = to_host(state)
-        record = {**record, "checksum": checksum(arrays)}
+        # A copy of the record too: orbax writes it later, in a thread of its own.
+        record = copy.deepcopy({**record, "checksum": checksum(arrays)})
         items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
         manager.save(step, args=items, force=True)
 
