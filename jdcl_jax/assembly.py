@@ -150,19 +150,23 @@ def init_params(unet: UNet, setup: Setup, seed: int) -> PyTree:
 
 
 def phase_optimizer(parts: Parts, steps: int) -> optax.GradientTransformation:
-    """The optimiser of a phase; a learning-rate schedule that is not reset spans all tasks."""
+    """The optimiser of a phase of `steps` steps; a learning-rate schedule that is not reset spans the whole run."""
     train = parts.config.train
-    horizon = steps if train.reset_optimizer else steps * parts.num_tasks
+    whole = sum(phase.steps for task in range(parts.num_tasks) for phase in parts.method.phases(task))
+    horizon = steps if train.reset_optimizer else whole
     rate = learning_rate(train.learning_rate, schedule=train.schedule, warmup=train.warmup, steps=horizon)
     return make_optimizer(train.optimizer, rate, clip_norm=train.clip_norm, weight_decay=train.weight_decay)
 
 
 def forward_flops(parts: Parts) -> float:
-    """Floating-point operations of the denoiser's forward pass on one image, by XLA's own count."""
-    unet, setup = parts.unet, parts.setup
+    """Floating-point operations of the denoiser's forward pass on one image, by XLA's own count.
+
+    Counted on the plain form of attention, whatever form runs, because XLA counts the body of a loop once.
+    """
+    unet, setup = parts.unet.clone(attention_form="plain"), parts.setup
     params = jax.eval_shape(lambda: init_params(unet, setup, 0))
     x = jax.ShapeDtypeStruct((1, *setup.image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
     labels = t if setup.num_classes else None
-    lowered = jax.jit(lambda p, x, t, y: setup.apply(p, x, t, y, None)).lower(params, x, t, labels)
+    lowered = jax.jit(lambda p, x, t, y: _apply(unet, p, x, t, y, None)).lower(params, x, t, labels)
     return float((lowered.cost_analysis() or {})["flops"])

@@ -161,6 +161,8 @@ def set_key(config: ml_collections.ConfigDict, key: str, text: str) -> None:
       UserError: an unknown key, or a value of another type.
     """
     known = flatten(config)
+    if key == "method.name":
+        raise UserError(f"method.name can't be set as a key; write the method itself, as in --config=FILE:{text}")
     if key not in known:
         close = difflib.get_close_matches(key, known, 1)
         hint = f"; did you mean '{close[0]}'?" if close else ""

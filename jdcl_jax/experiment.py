@@ -109,6 +109,7 @@ class Experiment:
             position = record["position"]
             self.task, self.phase, self.global_step = position["task"], position["phase"], position["global_step"]
             self.results.restore(record["history"])
+            self.scorer.check_same(record["history"]["instrument"])
             logger.info("resuming at task %d, step %d of the run", self.task + 1, self.global_step)
         return {"networks": self.parallel.replicate(state["networks"]), "memory": state["memory"]}
 
@@ -185,7 +186,8 @@ class Experiment:
         self.progress.finish()
 
     def _context(self, phase: Phase) -> Context:
-        key = named_key(self.config.seed, "task", self.task, phase.name)
+        # By number, not by name: methods that are compared see the same examples and noise.
+        key = named_key(self.config.seed, "task", self.task, "phase", self.phase)
         method = self.parts.method.context(self.state["memory"], self.task)
         return self.parallel.replicate(Context(key=key, pool=self.pool, method=method))
 

@@ -58,5 +58,5 @@ class Generator:
 
 
 def balanced_labels(classes: list[int], num: int) -> np.ndarray:
-    """Labels int32 [num] that run through the classes in turn."""
+    """Labels int32 [num] that run through the classes in turn, each equally often whatever the test images do."""
     return np.resize(np.array(classes, np.int32), num)

@@ -31,17 +31,34 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<datase
 
 def parse(argv: Sequence[str]) -> list[str]:
     """Reads the command line; anything wrong with it is a `UserError` of one line."""
+    for word in argv:
+        if word.lstrip("-").startswith("config.method.name"):
+            raise UserError(
+                "--config.method.name can't be set alone; write the method behind the colon: --config=FILE:gr"
+            )
     try:
         rest = FLAGS(argv)
-    except UserError:
-        raise
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"{' '.join(str(error).split())}; see python -m jdcl_jax.main --help") from error
+        _ = _CONFIG.value and _CONFIG.value.seed  # a config file that is missing raises only when it is looked at
+    except Exception as error:  # a config file is a program and may raise anything
+        raise UserError(_explanation(error)) from error
     if len(rest) > 1:
         raise UserError(f"'{rest[1]}' is no flag; write --config=FILE:ARG, --config.KEY=VALUE and --workdir=DIR")
     if _CONFIG.value is None:
         raise UserError("no config; write --config=configs/digits.py, or another file of configs/")
     return rest
+
+
+def _explanation(error: Exception) -> str:
+    """What was wrong in the first place: the libraries wrap a config file's own errors, traceback included."""
+    chain: list[BaseException] = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(inner)
+    for inner in reversed(chain):
+        if isinstance(inner, UserError):
+            return str(inner)
+    if isinstance(error, flags.Error | AttributeError | KeyError) and "Traceback" not in str(error):
+        return f"{error}; see python -m jdcl_jax.main --help"
+    return f"the config can't be read: {type(chain[-1]).__name__}: {chain[-1]}"
 
 
 def main(argv: Sequence[str]) -> None:

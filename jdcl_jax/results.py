@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import os
+import platform
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,11 @@ class Results:
             "cost": cost,
             "totals": {name: sum(row[name] for row in cost) for name in ("seconds", "images", "model_flops")},
             "parameters": self._parameters(),
-            "versions": {"jdcl_jax": jdcl_jax.__version__, **{p: importlib.metadata.version(p) for p in PACKAGES}},
+            "versions": {
+                "jdcl_jax": jdcl_jax.__version__,
+                "python": platform.python_version(),
+                **{p: importlib.metadata.version(p) for p in PACKAGES},
+            },
             "hardware": self._hardware(),
             "config": config.to_dict(),
         }

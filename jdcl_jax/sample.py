@@ -40,7 +40,9 @@ def sample(workdir: Path, *, task: int, num: int, seed: int = 0, label: int | No
         raise UserError(f"{workdir} holds no run: config.json is missing; write the --workdir of jdcl_jax.main")
     parts = assemble(from_json(workdir / "config.json"))
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    task = task or (checkpoints.tasks() or [0])[-1]
+    if not task and not checkpoints.tasks():
+        raise UserError(f"{workdir} has no finished task yet; start its run again with jdcl_jax.main")
+    task = task or checkpoints.tasks()[-1]
     state, _ = checkpoints.restore_task(task, RunArrays(parts).shapes())
     network = state["networks"][DENOISER]
     params = network.averaged if parts.config.evaluation.weights == "ema" else network.params

@@ -1,15 +1,18 @@
 """The instruments behind the scores, made once per run, and their use after each task."""
 
+import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jdcl_jax.assembly import Parts
 from jdcl_jax.data.arrays import Split
+from jdcl_jax.errors import UserError
 from jdcl_jax.evaluation.classifier import ClassifierSettings
 from jdcl_jax.evaluation.classifier_cache import load_or_train_classifier
 from jdcl_jax.evaluation.evaluate import Evaluation, evaluate_generator
@@ -22,8 +25,9 @@ from jdcl_jax.evaluation.scores import select
 class Scorer:
     """Scores generated images against the test images of a run's tasks.
 
-    The classifier is trained on all real training images of all classes, also those of later tasks: it is the measuring
-    instrument, the same for every method, order of classes and seed, and no method sees it.
+    The classifier is trained on all real training images of all classes, also those of later tasks and those held out
+    for validation: it is the measuring instrument, the same for every method, order of classes and seed, and no method
+    sees it. What it and the data are is kept as hashes in `instrument`.
 
     Args:
       parts: the run's parts.
@@ -43,13 +47,31 @@ class Scorer:
             inception = InceptionFeatures(evaluation.inception_weights)
             self._extractors["inception"] = inception
             self.instrument["inception_sha256"] = inception.sha256
+        self._check_test_counts(parts)
+        self.instrument["data_sha256"] = _sha256([parts.dataset.train.images, parts.dataset.test.images])
         started = time.perf_counter()
         trained = load_or_train_classifier(
             cache_dir(evaluation.cache_dir), parts.dataset.train, _nothing(parts), parts.dataset.test, _settings(parts)
         )
         self._classifier = trained.extractor
+        self.instrument["classifier_sha256"] = _sha256(jax.tree.leaves(trained.extractor.params))
         self.instrument["classifier_test_accuracy"] = trained.test_accuracy
         say(f"classifier for scores: {trained.test_accuracy:.1%} on test images, {time.perf_counter() - started:.0f} s")
+
+    def check_same(self, before: dict[str, Any]) -> None:
+        """Raises `UserError` if scores taken before came from other data, another classifier or other weights."""
+        for name, value in before.items():
+            if self.instrument.get(name) != value:
+                raise UserError(
+                    f"the scores so far were taken with another {name} ({value}, now {self.instrument.get(name)}); "
+                    "resume with the same data, evaluation.cache_dir and kind of machine, or write another --workdir"
+                )
+
+    def _check_test_counts(self, parts: Parts) -> None:
+        fewest = int(parts.sequence.test.counts.min())
+        for name, score in select(self._names).items():
+            if fewest < score.least:
+                raise UserError(f"{name} needs {score.least} test images a task and one has {fewest}; leave it out")
 
     def __call__(self, images: np.ndarray, task: int) -> Evaluation:
         """All scores of generated images uint8 [N, H, W, C] after a task (from 0)."""
@@ -77,6 +99,14 @@ def _settings(parts: Parts) -> ClassifierSettings:
         shift=chosen.shift,
         flip=parts.config.data.flip,
     )
+
+
+def _sha256(arrays: Iterable[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _nothing(parts: Parts) -> Split:

@@ -1,9 +1,11 @@
 """Checks a whole config before anything is loaded or compiled."""
 
+import math
 from typing import Any
 
 import ml_collections
 
+from jdcl_jax.config import default_config
 from jdcl_jax.diffusion.process import PREDICTIONS
 from jdcl_jax.diffusion.sampler import SAMPLERS
 from jdcl_jax.diffusion.schedule import SCHEDULES
@@ -42,8 +44,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "model.dropout": (0.0, 0.99),
     "model.label_dropout": (0.0, 1.0),
     "diffusion.timesteps": (2, 100_000),
-    "diffusion.beta_start": (1e-12, 0.999),
-    "diffusion.beta_end": (1e-12, 0.999),
+    "diffusion.beta_start": (1e-6, 0.999),
+    "diffusion.beta_end": (1e-6, 0.999),
     "sampler.eta": (0.0, 1.0),
     "sampler.guidance": (0.0, None),
     "sampler.steps": (1, None),
@@ -61,6 +63,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "evaluation.classifier.features": (1, None),
     "evaluation.classifier.steps": (1, None),
     "evaluation.classifier.batch_size": (1, None),
+    "evaluation.classifier.shift": (0, 64),
     "evaluation.classifier.learning_rate": (1e-12, None),
     "checkpoint.every": (1, None),
 }
@@ -73,9 +76,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"{key} is '{value}'; write one of: {', '.join(choices)}")
     for key, (low, high) in _RANGES.items():
         value = _get(config, key)
-        if not (low is None or value >= low) or not (high is None or value <= high):  # also true for NaN
+        in_range = (low is None or value >= low) and (high is None or value <= high)
+        if not (in_range and math.isfinite(value)):
             raise UserError(f"{key} is {value}; write {_span(low, high)}")
     _validate_method(config)
+    _validate_diffusion(config)
     _validate_model(config)
     _validate_training(config)
     _validate_evaluation(config)
@@ -101,6 +106,9 @@ def _validate_method(config: ml_collections.ConfigDict) -> None:
             raise UserError(
                 f"method.{key} is no option of '{config.method.name}'; it has: {', '.join(known) or 'none'}"
             )
+
+
+def _validate_diffusion(config: ml_collections.ConfigDict) -> None:
     if config.sampler.steps > config.diffusion.timesteps:
         raise UserError(
             f"sampler.steps is {config.sampler.steps}; write at most diffusion.timesteps={config.diffusion.timesteps}"
@@ -109,6 +117,19 @@ def _validate_method(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             "sampler.guidance needs a conditional denoiser; write model.class_conditional=True or sampler.guidance=0"
         )
+    if config.sampler.guidance > 0 and config.model.label_dropout == 0:
+        raise UserError("sampler.guidance needs a network that also knows no class; write model.label_dropout=0.1")
+    if config.diffusion.zero_snr and config.diffusion.prediction == "eps" and not config.sampler.clip:
+        raise UserError(
+            "sampler.clip=False with eps-prediction and zero-SNR divides by almost 0; write sampler.clip=True, "
+            "diffusion.prediction=v or diffusion.zero_snr=False"
+        )
+    if config.sampler.eta > 0 and config.sampler.kind == "ddpm":
+        raise UserError("sampler.eta has no effect with ddpm; write sampler.kind=ddim or sampler.eta=0")
+    defaults = default_config().diffusion
+    betas = (config.diffusion.beta_start, config.diffusion.beta_end)
+    if config.diffusion.schedule == "cosine" and betas != (defaults.beta_start, defaults.beta_end):
+        raise UserError("diffusion.beta_start and beta_end have no effect with the cosine schedule; leave them out")
     if config.diffusion.beta_start > config.diffusion.beta_end:
         raise UserError("diffusion.beta_start is larger than diffusion.beta_end; swap them")
 
@@ -126,7 +147,14 @@ def _validate_model(config: ml_collections.ConfigDict) -> None:
             )
     if model.channels[0] % 2:
         raise UserError("model.channels[0] is odd; the timestep embedding needs an even number")
-    attending = _attending_widths(config)
+    if model.head_channels and model.heads:
+        raise UserError("model.heads has no effect beside model.head_channels; write model.head_channels=0 as well")
+    if config.data.image_size:
+        check_image_size(config, config.data.image_size)
+
+
+def _check_heads(config: ml_collections.ConfigDict, size: int) -> None:
+    model, attending = config.model, _attending_widths(config, size)
     if model.head_channels:
         bad = [w for w in attending if w % model.head_channels]
         if bad:
@@ -137,18 +165,16 @@ def _validate_model(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"model.heads is {model.heads} and model.head_channels 0; write a number of heads that divides the channels"
         )
-    if config.data.image_size:
-        check_image_size(config, config.data.image_size)
 
 
-def _attending_widths(config: ml_collections.ConfigDict) -> list[int]:
-    model, size = config.model, config.data.image_size
-    inner = [w for level, w in enumerate(model.channels) if size and size >> level in model.attention_resolutions]
+def _attending_widths(config: ml_collections.ConfigDict, size: int) -> list[int]:
+    model = config.model
+    inner = [w for level, w in enumerate(model.channels) if size >> level in model.attention_resolutions]
     return [*inner, model.channels[-1]]
 
 
 def check_image_size(config: ml_collections.ConfigDict, size: int) -> None:
-    """The UNet's levels must halve the image evenly, and attention sit where there is a feature map.
+    """The levels must halve the image evenly, attention sit on a feature map, and heads divide its channels.
 
     Raises:
       UserError: they do not.
@@ -166,6 +192,7 @@ def check_image_size(config: ml_collections.ConfigDict, size: int) -> None:
             raise UserError(
                 f"model.attention_resolutions has {wanted}, but the feature maps are {sizes}; write some of these or ()"
             )
+    _check_heads(config, size)
 
 
 def _validate_training(config: ml_collections.ConfigDict) -> None:

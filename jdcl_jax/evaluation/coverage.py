@@ -7,11 +7,13 @@ two comparisons of the generative-distillation benchmark [code, arXiv 2311.14028
 The true histogram holds the seen classes only; the predicted one holds *all* classes of the
 sequence, so that mass on classes that were never shown counts as missing.
 
-Both scores are sums over classes, so a task's share is the sum over its classes:
-- KLD: classes with no true mass contribute nothing, so the shares of the seen tasks add up to the
-  union's value exactly. A single share is negative where its classes are made too often.
-- ARD: unseen classes contribute half their predicted mass. That remainder belongs to no seen task:
-  the shares of the seen tasks plus it add up to the union's value.
+Both scores are sums over classes. A task's entry is the sum over its classes divided by its share of the test images
+[ours], so that entries mean the same however many tasks were seen: a task that is never generated has an ARD of 1/2
+whether it is one of two or of five.
+- KLD: classes with no true mass contribute nothing, so the union's value is the mean of the seen tasks' entries, each
+  weighed by its share. An entry is negative where the task's classes are made too often.
+- ARD: unseen classes contribute half their predicted mass. That remainder belongs to no seen task: the weighed mean of
+  the seen tasks' entries plus it is the union's value.
 """
 
 from collections.abc import Sequence
@@ -52,9 +54,15 @@ def ard_by_class(true_counts: np.ndarray, predicted_counts: np.ndarray) -> np.nd
     return np.abs(_shares(true_counts) - _shares(predicted_counts)) / 2.0
 
 
-def by_task(by_class: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
-    """Sums terms float64 [C] over each task's classes: float64 [number of groups]."""
-    return np.array([by_class[list(classes)].sum() for classes in groups])
+def by_task(by_class: np.ndarray, true_counts: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
+    """Terms float64 [C] summed over each task's classes and divided by its true share.
+
+    Returns: float64 [number of groups], NaN for a task without true images.
+    """
+    shares = _shares(true_counts)
+    masses = [shares[list(classes)].sum() for classes in groups]
+    sums = [by_class[list(classes)].sum() for classes in groups]
+    return np.array([value / mass if mass > 0 else np.nan for value, mass in zip(sums, masses, strict=True)])
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:

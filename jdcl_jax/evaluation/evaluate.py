@@ -130,7 +130,7 @@ def _on_features(
 def _coverage(score: CoverageScore, real: RealSide, task: int, predicted: np.ndarray) -> tuple[np.ndarray, float]:
     true = class_histogram(real.test.labels[: real.num_seen(task)], len(predicted))
     terms = score.by_class(true, predicted)
-    row = by_task(terms, real.groups)
+    row = by_task(terms, true, real.groups)
     row[task + 1 :] = np.nan
     return row, float(terms.sum())
 

@@ -6,7 +6,7 @@ The estimator that is called KID on Inception features [paper, arXiv 1801.01401]
 import numpy as np
 
 from jdcl_jax.errors import UserError
-from jdcl_jax.evaluation.samples import PAIRWISE_CAP, evenly_spaced, feature_matrix
+from jdcl_jax.evaluation.samples import PAIRWISE_CAP, feature_matrix, thinned
 
 LEAST = 2
 _CHUNK = 1_000
@@ -18,15 +18,15 @@ def kernel_distance(first: np.ndarray, second: np.ndarray, cap: int = PAIRWISE_C
     mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j), zero in
     expectation for equal distributions, so it can come out slightly negative.
 
-    One estimate over all samples up to `cap` a side, beyond that over `cap` evenly spaced rows
+    One estimate over all samples up to `cap` a side, beyond that over `cap` rows drawn once
     [ours]. Common KID code instead averages over random subsets of 1,000; that has the same
     expectation, more noise, and depends on the draw.
 
     Raises:
         UserError: fewer than two rows on a side, different widths, or values that are not finite.
     """
-    x = evenly_spaced(feature_matrix(first, LEAST, "the kernel distance"), cap)
-    y = evenly_spaced(feature_matrix(second, LEAST, "the kernel distance"), cap)
+    x = thinned(feature_matrix(first, LEAST, "the kernel distance"), cap)
+    y = thinned(feature_matrix(second, LEAST, "the kernel distance"), cap)
     if x.shape[1] != y.shape[1]:
         raise UserError(
             f"the kernel distance got features of widths {x.shape[1]} and {y.shape[1]}: take both from one extractor"

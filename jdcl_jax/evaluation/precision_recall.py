@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from jdcl_jax.evaluation.samples import PAIRWISE_CAP, evenly_spaced, feature_matrix
+from jdcl_jax.evaluation.samples import PAIRWISE_CAP, feature_matrix, thinned
 
 NEIGHBOURS = 3
 LEAST = NEIGHBOURS + 1
@@ -27,13 +27,13 @@ class Manifold:
 
 
 def manifold(features: np.ndarray, neighbours: int = NEIGHBOURS, cap: int = PAIRWISE_CAP) -> Manifold:
-    """The manifold of features [N, d]; beyond `cap` rows, that of `cap` evenly spaced ones [ours].
+    """The manifold of features [N, d]; beyond `cap` rows, that of `cap` drawn ones [ours].
 
     Raises:
         UserError: not more rows than `neighbours`, or values that are not finite.
     """
     matrix = feature_matrix(features, neighbours + 1, "precision and recall")
-    points = evenly_spaced(matrix, cap)
+    points = thinned(matrix, cap)
     radii = np.empty(len(points))
     for rows in _chunks(len(points)):
         distances = _squared_distances(points[rows], points)
@@ -45,7 +45,7 @@ def manifold(features: np.ndarray, neighbours: int = NEIGHBOURS, cap: int = PAIR
 
 def share_inside(features: np.ndarray, target: Manifold, cap: int = PAIRWISE_CAP) -> float:
     """Share, in [0, 1], of rows [N, d] within at least one ball of `target`; the edge is inside."""
-    points = evenly_spaced(feature_matrix(features, 1, "precision and recall"), cap)
+    points = thinned(feature_matrix(features, 1, "precision and recall"), cap)
     inside = 0
     for rows in _chunks(len(points)):
         distances = _squared_distances(points[rows], target.points)

@@ -24,7 +24,7 @@ class FeatureScore:
         lower_is_better: direction.
         features: name of the extractor, "classifier" or "inception".
         least: the fewest images on each side for which it is defined.
-        most: images on each side beyond this number are thinned out evenly; None: all are used.
+        most: images on each side beyond this number are thinned out; None: all are used.
         compare: (real set, generated features [N, d]) -> value.
     """
 

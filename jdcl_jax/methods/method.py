@@ -29,7 +29,7 @@ class Setup:
     Attributes:
       apply: the denoiser.
       schedule: its noise schedule.
-      sampler: how replay is drawn from a teacher; the method's own options replace its number of steps.
+      sampler: how images are drawn for evaluation, and what the network predicts.
       image_shape: (H, W, C).
       num_classes: classes the denoiser is conditioned on; 0 for an unconditional one.
       guidance: weight w of classifier-free guidance when a conditional denoiser is sampled; 0 is off.

@@ -4,7 +4,6 @@ Generative replay and generative distillation differ in one thing only, the targ
 class with that one method filled in (arXiv 2311.14028).
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdcl_jax.data.batches import Examples
+from jdcl_jax.diffusion.sampler import Sampler
 from jdcl_jax.errors import UserError
 from jdcl_jax.keys import subkeys
 from jdcl_jax.methods.denoising import Noised, generate, match, noise_examples, plain_phase
@@ -21,11 +21,12 @@ from jdcl_jax.training.streams import Stream
 
 
 def teacher_stream(setup: Setup, steps: int) -> Stream:
-    """Fresh samples of the teacher in `context.method["teacher"]`, drawn with S = `steps` network evaluations.
+    """Fresh samples of the teacher in `context.method["teacher"]`: DDIM, eta 0, x_0 clipped, S = `steps` [code].
 
-    A conditional teacher is asked for old classes, all equally likely.
+    The sampler of the evaluation has no part in it. A conditional teacher is asked for old classes, all equally likely,
+    with the guidance of the setup.
     """
-    sampler = dataclasses.replace(setup.sampler, steps=steps)
+    sampler = Sampler("ddim", steps, eta=0.0, clip=True, prediction=setup.sampler.prediction)
 
     def draw(context: Context, keys: jax.Array) -> Examples:
         labels = _old_labels(context, subkeys(keys, "class"))

@@ -63,6 +63,7 @@ class SelfAttention(nn.Module):
     groups: int
     heads: int
     dtype: jnp.dtype
+    form: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -78,7 +79,7 @@ class SelfAttention(nn.Module):
         key_bias = jax.lax.stop_gradient(self.param("key_bias", nn.initializers.zeros, (channels,)))
         query, value = project("query"), project("value")
         key = project("key", use_bias=False) + key_bias.astype(self.dtype).reshape(self.heads, -1)
-        out = attention(query, key, value)
+        out = attention(query, key, value, form=self.form)
         out = nn.Dense(channels, dtype=self.dtype, name="out")(out.reshape(h.shape))
         return x + out.reshape(x.shape)
 
@@ -99,6 +100,7 @@ class UNet(nn.Module):
       dropout: rate in the residual blocks; active only when `keys` is given.
       num_classes: 0 for an unconditional network; else labels 0..num_classes-1, and the label num_classes means
         "no class" (classifier-free guidance).
+      attention_form: see `models.attention.attention`; None takes what suits the backend.
       dtype: compute type. Parameters, norm statistics, softmax and the output stay float32.
     """
 
@@ -113,6 +115,7 @@ class UNet(nn.Module):
     dropout: float = 0.0
     num_classes: int = 0
     dtype: jnp.dtype = jnp.float32
+    attention_form: str | None = None
 
     @nn.compact
     def __call__(
@@ -156,7 +159,7 @@ class UNet(nn.Module):
 
     def _attention(self, h: jax.Array, name: str) -> jax.Array:
         heads = h.shape[-1] // self.head_channels if self.head_channels else self.heads
-        return SelfAttention(self.groups, heads, self.dtype, name=name)(h)
+        return SelfAttention(self.groups, heads, self.dtype, self.attention_form, name=name)(h)
 
     def _down(self, h: jax.Array, emb: jax.Array, keys: "_LayerKeys") -> tuple[jax.Array, list[jax.Array]]:
         skips = [h]

@@ -100,6 +100,7 @@ def _formulas(name: str, run: Run) -> Any:
 _FACTS: Mapping[str, Callable[[Run], Any]] = {
     "origins of the pixels": lambda run: run.results.get("provenance"),
     "tasks (classes, order or numbers of examples)": _tasks,
+    "data or classifiers behind the scores": lambda run: run.results.get("instrument"),
     "weights scored": lambda run: run.results.get("weights"),
     "reductions": lambda run: run.results.get("reduced") or "none",
     **{f"settings of {part}": partial(_config_part, part) for part in _SCORING},

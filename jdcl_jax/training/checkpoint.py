@@ -97,6 +97,8 @@ class Checkpoints:
         for _, name, step in sorted(found, reverse=True):
             try:
                 return self._restore(self._latest if name == "latest" else self._tasks, step, target)
+            except MemoryError:
+                raise
             except Exception as error:
                 self._set_aside(name, step, error)
         return None
@@ -133,6 +135,9 @@ class Checkpoints:
         state = manager.restore(step, args=items)["state"]
         if checksum(state) != record["checksum"]:
             raise ValueError("its arrays do not have the checksum that was saved with them")
+        for wanted, found in zip(jax.tree.leaves(target), jax.tree.leaves(state), strict=True):
+            if (wanted.shape, wanted.dtype) != (found.shape, found.dtype):  # orbax gives back what it has
+                raise ValueError(f"it holds {found.dtype} {found.shape} where {wanted.dtype} {wanted.shape} belongs")
         return state, record
 
     def _set_aside(self, name: str, step: int, error: Exception) -> None:

@@ -35,6 +35,8 @@ class Parallel:
     def __init__(self, mode: str = "pmap", devices: Sequence[jax.Device] | None = None):
         if mode not in MODES:
             raise UserError(f"parallel.mode is '{mode}'; write one of: {', '.join(MODES)}")
+        if jax.process_count() > 1:
+            raise UserError("training over several hosts is not there yet; run on one host")
         self.mode = mode
         self.devices = list(devices or jax.local_devices())
         self.mesh = Mesh(np.array(self.devices), (AXIS,))

@@ -45,16 +45,30 @@ def test_ard_is_one_for_disjoint_and_zero_for_proportional_histograms():
     assert ard_by_class(np.array([4, 8]), np.array([1, 2])).sum() == 0.0
 
 
-def test_kld_shares_of_the_seen_tasks_add_up_and_those_of_ard_leave_the_unseen_mass():
+def test_entries_weighed_by_their_shares_give_the_union_and_ard_leaves_the_unseen_mass():
+    true, predicted = np.array([6, 2, 0, 2]), np.array([1, 3, 1, 5])
+    groups = ((0, 3), (1,), (2,))
+    kld, ard = kld_by_class(true, predicted), ard_by_class(true, predicted)
+    assert 0.8 * by_task(kld, true, groups)[0] + 0.2 * by_task(kld, true, groups)[1] == pytest.approx(kld.sum())
+    np.testing.assert_allclose(by_task(ard, true, groups), [(0.5 + 0.3) / 2 / 0.8, 0.1 / 2 / 0.2, np.nan])
+
+
+def test_a_forgotten_task_scores_the_same_whether_one_of_two_or_of_five():
+    for tasks in (2, 5):
+        true, predicted = np.full(tasks, 20), np.array([0] + [100 // (tasks - 1)] * (tasks - 1))
+        assert by_task(ard_by_class(true, predicted), true, [(0,)])[0] == pytest.approx(0.5)
+
+
+def test_a_task_that_was_not_seen_has_no_entry():
     # Task 1 (classes 0, 3) was learned, task 2 (classes 1, 2) was not.
     true, predicted = np.array([6, 0, 0, 2]), np.array([1, 3, 1, 5])
     kld, ard = kld_by_class(true, predicted), ard_by_class(true, predicted)
-    assert by_task(kld, GROUPS)[0] == pytest.approx(kld.sum())
-    np.testing.assert_allclose(by_task(ard, GROUPS), [(0.65 + 0.25) / 2, (0.3 + 0.1) / 2])
+    assert by_task(kld, true, GROUPS)[0] == pytest.approx(kld.sum())
+    assert np.isnan(by_task(ard, true, GROUPS)[1])
 
 
 def test_kld_share_of_a_task_made_too_often_is_negative():
-    terms = by_task(kld_by_class(np.full(4, 25), np.array([45, 5, 5, 45])), GROUPS)
+    terms = by_task(kld_by_class(np.full(4, 25), np.array([45, 5, 5, 45])), np.full(4, 25), GROUPS)
     assert terms[0] < 0 < terms[1] and terms.sum() > 0
 
 
