@@ -151,7 +151,7 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         json.dump(result, file, indent=1)
-    os.replace(file.name, path)
+    Path(file.name).replace(path)
 
 
 def _processor() -> str:

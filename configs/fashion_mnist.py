@@ -31,7 +31,7 @@ def small(config: ml_collections.ConfigDict) -> None:
     config.data.fit = "pad"
     config.tasks.first = 2
     config.model.update(channels=(16, 32, 64), attention_resolutions=(), groups=8)
-    config.train.update(steps=300, batch_size=64, learning_rate=1e-3, log_every=50)
-    config.evaluation.update(num_samples=1000, batch_size=250)
+    config.train.update(steps=200, batch_size=64, learning_rate=2e-3, schedule="cosine", log_every=20)
+    config.evaluation.update(num_samples=500, batch_size=250)
     config.evaluation.classifier.update(steps=400)
     config.checkpoint.every = 100

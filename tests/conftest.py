@@ -1,8 +1,115 @@
-"""Two virtual CPU devices for the whole suite; set before jax is imported."""
+"""Two virtual CPU devices and one compilation cache for the whole suite, set before jax is imported; tiny runs."""
 
+import atexit
+import dataclasses
+import importlib.util
 import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "8")  # XLA:CPU may deadlock with several devices on few threads
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jdcl_jax_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+REPOSITORY = Path(__file__).parents[1]
+
+TINY = (
+    "model.channels=(8,)",
+    "model.groups=4",
+    "tasks.first=3",
+    "train.steps=4",
+    "train.steps_per_call=2",
+    "train.batch_size=8",
+    "train.learning_rate=1e-3",
+    "train.schedule=constant",
+    "train.ema=0.0",
+    "evaluation.weights=raw",
+    "train.log_every=2",
+    "checkpoint.every=2",
+    "sampler.steps=3",
+    "evaluation.num_samples=60",
+    "evaluation.batch_size=60",
+    "evaluation.classifier.channels=(8,)",
+    "evaluation.classifier.features=8",
+    "evaluation.classifier.steps=5",
+)
+"""What makes configs/digits.py a run of seconds, whatever the demo is tuned to."""
+
+GD_RUN = ("gd", "train.steps=8", "checkpoint.every=4")
+
+
+def load_config_file(name: str) -> Any:
+    """configs/<name>.py as a module."""
+    spec = importlib.util.spec_from_file_location(f"configs_{name}", REPOSITORY / "configs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def config_file() -> Callable[[str], Any]:
+    """Loads a file of configs/ by its stem."""
+    return load_config_file
+
+
+@pytest.fixture(scope="session")
+def tiny_words(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """The words behind the colon of `--config=configs/digits.py:` for a tiny run; later words win."""
+    cache = tmp_path_factory.mktemp("classifiers")
+    return lambda *words: ",".join([*TINY, f"evaluation.cache_dir={cache}", *words])
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_words: Callable[..., str]) -> Callable[..., Any]:
+    """Config of a tiny run on digits: `tiny_config("gr", "train.ema=0.9")`."""
+    digits = load_config_file("digits")
+    return lambda *words: digits.get_config(tiny_words(*words))
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """A run that was never disturbed; `losses_traced` counts how often a loss was traced."""
+
+    workdir: Path
+    config: Any
+    results: dict[str, Any]
+    losses_traced: int
+
+
+@pytest.fixture(scope="session")
+def gd_run(tiny_config: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
+    """Generative distillation on three tasks, eight steps each, checkpoints in the middle; read it, don't touch it."""
+    from jdcl_jax.experiment import run
+    from jdcl_jax.methods import denoising, teacher
+
+    traced = []
+    original = denoising.match
+
+    def counting(*args: Any) -> Any:
+        traced.append(1)
+        return original(*args)
+
+    workdir = tmp_path_factory.mktemp("gd") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(denoising, "match", counting)
+        patch.setattr(teacher, "match", counting)
+        results = run(tiny_config(*GD_RUN), workdir, command="tests")
+    yield FinishedRun(workdir, tiny_config(*GD_RUN), results, len(traced))
+
+
+@pytest.fixture(scope="session")
+def gd_words(tiny_words: Callable[..., str]) -> str:
+    """The words of `gd_run` for a command line."""
+    return tiny_words(*GD_RUN)

@@ -10,6 +10,26 @@ from jax import lax
 Activation = Callable[[jax.Array], jax.Array]
 
 
+@jax.custom_jvp
+def silu(x: jax.Array) -> jax.Array:
+    """`jax.nn.silu`, x sigmoid(x), written so that it ends in a division.
+
+    XLA repeats cheap operations in every consumer of their result, expensive ones never. In the
+    usual form the last operation is a product, so the gradients' transpositions would each compute
+    normalisation and activation again, element by element: on CPU a third of a train step.
+    """
+    return x / (1 + jnp.exp(-x))
+
+
+@silu.defjvp
+def _silu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    denominator = 1 + jnp.exp(-x)
+    sigmoid = 1 / denominator
+    y = x * sigmoid
+    return x / denominator, dx * (sigmoid + y - y * sigmoid)
+
+
 def identity(x: jax.Array) -> jax.Array:
     """No activation."""
     return x

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jdcl_jax.models.attention import attention
 from jdcl_jax.models.layers import Conv, GroupNorm
+from jdcl_jax.models.normalization import silu
 
 
 def timestep_embedding(t: jax.Array, width: int) -> jax.Array:
@@ -40,15 +41,15 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array, keys: jax.Array | None) -> jax.Array:
-        h = GroupNorm(self.groups, act=nn.silu, name="norm1")(x)
+        h = GroupNorm(self.groups, act=silu, name="norm1")(x)
         h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
         width = self.features * (2 if self.scale_shift else 1)
         emb = nn.Dense(width, dtype=self.dtype, name="time")(nn.silu(emb))[:, None, None, :]
         if self.scale_shift:
             scale, shift = jnp.split(emb, 2, axis=-1)
-            h = nn.silu(GroupNorm(self.groups, name="norm2")(h) * (1 + scale) + shift)
+            h = silu(GroupNorm(self.groups, name="norm2")(h) * (1 + scale) + shift)
         else:
-            h = GroupNorm(self.groups, act=nn.silu, name="norm2")(h + emb)
+            h = GroupNorm(self.groups, act=silu, name="norm2")(h + emb)
         if keys is not None and self.dropout > 0:
             h = example_dropout(h, self.dropout, keys)
         h = Conv(self.features, dtype=self.dtype, name="conv2")(h)
@@ -139,7 +140,7 @@ class UNet(nn.Module):
         h = self._attention(h, "mid_attention")
         h = self._res(self.channels[-1], "mid_res2")(h, emb, layer_keys.next())
         h = self._up(h, skips, emb, layer_keys)
-        h = GroupNorm(self.groups, act=nn.silu, name="norm_out")(h)
+        h = GroupNorm(self.groups, act=silu, name="norm_out")(h)
         out = Conv(self.out_channels, dtype=self.dtype, name="conv_out")(h)
         return out.astype(jnp.float32)
 

@@ -101,7 +101,7 @@ def test_precision_and_recall_are_not_swapped(sequence):
     assert result.union == {"precision_classifier": precision, "recall_classifier": recall}
 
 
-def test_coverage_uses_all_images_and_its_shares_add_up(sequence):
+def test_coverage_uses_all_images_and_divides_by_each_tasks_share(sequence):
     result = run(sequence, ["kld", "ard"])
     np.testing.assert_array_equal(result.histogram, np.bincount(LABELS))
     np.testing.assert_array_equal(result.assigned, [9, 4, 5])
@@ -110,8 +110,8 @@ def test_coverage_uses_all_images_and_its_shares_add_up(sequence):
     predicted = np.array([5, 4, 3, 1])
     kld = true * np.log(true / ((predicted + 0.5) / (18 + 3)))
     ard = np.abs(true - predicted / 18) / 2
-    np.testing.assert_allclose(result.per_task["kld"], [kld[:2].sum(), kld[2:].sum(), np.nan])
-    np.testing.assert_allclose(result.per_task["ard"], [ard[:2].sum(), ard[2:].sum(), np.nan])
+    np.testing.assert_allclose(result.per_task["kld"], [kld[:2].sum() / (10 / 22), kld[2:].sum() / (12 / 22), np.nan])
+    np.testing.assert_allclose(result.per_task["ard"], [ard[:2].sum() / (10 / 22), ard[2:].sum() / (12 / 22), np.nan])
     assert result.union["kld"] == pytest.approx(kld.sum())
     assert result.union["ard"] == pytest.approx(ard.sum() + 5 / 18 / 2)
 

@@ -7,6 +7,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from jdcl_jax.errors import UserError
 from jdcl_jax.evaluation import kernel
 from jdcl_jax.evaluation.kernel import kernel_distance
+from jdcl_jax.evaluation.samples import thinned
 
 
 @pytest.fixture
@@ -51,11 +52,21 @@ def test_distance_grows_with_the_shift_between_two_sets():
     assert near < middle < far
 
 
-def test_beyond_the_cap_rows_are_spread_over_the_whole_set():
-    # Rows sorted like test images by task: the first half alone would hide the second.
-    x = np.repeat([[0.0, 0.0], [4.0, 0.0]], 50, axis=0)
-    y = np.random.default_rng(4).normal(size=(30, 2))
-    assert kernel_distance(x, y, cap=10) == kernel_distance(x[::10], y[::3])
+def test_beyond_the_cap_no_regular_pattern_of_rows_is_missed():
+    # Rows sorted like test images by task, or in turn like labels of a conditional network.
+    values = np.arange(100.0)[:, None]
+    for rows in (np.repeat(values, 10, axis=0), np.tile(values, (10, 1))):
+        part = thinned(rows, 300)
+        assert len(part) == 300
+        assert len(np.unique(part)) > 90
+        assert abs(part.mean() - rows.mean()) < 5
+        np.testing.assert_array_equal(part, thinned(rows, 300))
+    assert thinned(values, 100) is values
+
+
+def test_the_cap_thins_both_sides():
+    x, y = np.random.default_rng(3).normal(size=(40, 2)), np.random.default_rng(4).normal(size=(30, 2))
+    assert kernel_distance(x, y, cap=10) == kernel_distance(thinned(x, 10), thinned(y, 10))
 
 
 def test_one_row_or_different_widths_is_a_clear_error(two_sets):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax
 import jaxlib
@@ -88,7 +89,7 @@ def run(tmp_path):
     def run(*arguments, hugepages="enabled", code=None, **environment):
         clean = {name: value for name, value in os.environ.items() if name not in unwanted}
         clean |= {"HUGEPAGES": str(tmp_path / hugepages), "GLIBC": "2.39"}
-        clean["PYTHONPATH"] = os.pathsep.join([str(tmp_path), os.getcwd()])
+        clean["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path.cwd())])
         process = subprocess.Popen(
             [sys.executable, *arguments],
             env=clean | environment,

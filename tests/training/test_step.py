@@ -1,0 +1,190 @@
+"""The train step against arithmetic done by hand in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jdcl_jax.training.optimizer import learning_rate, make_optimizer
+from jdcl_jax.training.state import begin_phase, create_state
+from jdcl_jax.training.step import ema_decay
+
+RATE, B1, B2, EPS = 0.01, 0.9, 0.999, 1e-8
+
+
+def norm(gradient: dict) -> float:
+    return float(np.sqrt(sum(np.sum(np.square(g)) for g in gradient.values())))
+
+
+def adam_by_hand(regression, steps: int, *, clip: float, decay: float = 0.0) -> tuple[list[dict], list[dict]]:
+    """Parameters after each step, and the metrics of each."""
+    params = {name: np.asarray(value, np.float64) for name, value in regression.params.items()}
+    m = v = dict.fromkeys(params, 0.0)
+    history, metrics = [], []
+    for step in range(steps):
+        loss, g = regression.gradient(params, step)
+        metrics.append({"loss": loss, "gradient_norm": norm(g)})
+        if clip:
+            g = {name: value * min(1.0, clip / norm(g)) for name, value in g.items()}
+        m = {k: B1 * m[k] + (1 - B1) * g[k] for k in g}
+        v = {k: B2 * v[k] + (1 - B2) * g[k] ** 2 for k in g}
+        new = {}
+        for k in g:
+            direction = (m[k] / (1 - B1 ** (step + 1))) / (np.sqrt(v[k] / (1 - B2 ** (step + 1))) + EPS)
+            new[k] = params[k] - RATE * (direction + decay * params[k])
+        params = new
+        history.append(params)
+    return history, metrics
+
+
+def states(regression, optimizer, steps: int, ema: float = 0.0):
+    """States after each step and the metrics of each."""
+    step = jax.jit(regression.step(optimizer, ema))
+    state = create_state(regression.params, optimizer, ema=ema > 0)
+    out = []
+    for _ in range(steps):
+        state, metrics = step(state, regression.context, regression.ids, {})
+        out.append((state, metrics))
+    return out
+
+
+@pytest.mark.parametrize(("name", "clip", "decay"), [("adam", 1.0, 0.0), ("adam", 0.0, 0.0), ("adamw", 1.0, 0.1)])
+def test_parameters_follow_clipped_adam(regression, name, clip, decay) -> None:
+    history, metrics = adam_by_hand(regression, 7, clip=clip, decay=decay)
+    assert all(entry["gradient_norm"] > 2 for entry in metrics)  # so that clipping is in force
+    optimizer = make_optimizer(name, RATE, clip_norm=clip, weight_decay=decay)
+    for (state, got), params, wanted in zip(states(regression, optimizer, 7), history, metrics, strict=True):
+        for key in params:
+            np.testing.assert_allclose(state.params[key], params[key], rtol=2e-5)
+        assert float(got["loss"]) == pytest.approx(wanted["loss"], rel=1e-5)
+        assert float(got["gradient_norm"]) == pytest.approx(wanted["gradient_norm"], rel=1e-5)
+
+
+def test_the_three_optimisers_above_are_told_apart(regression) -> None:
+    """Or the tolerance of the test would hide a missing clip or decay."""
+    ends = [adam_by_hand(regression, 7, clip=c, decay=d)[0][-1]["w"] for c, d in [(1.0, 0), (0.0, 0), (1.0, 0.1)]]
+    for a, b in [(0, 1), (0, 2), (1, 2)]:
+        assert np.abs(ends[a] / ends[b] - 1).max() > 2e-4
+
+
+def test_weight_decay_is_for_adamw_only(regression) -> None:
+    with_decay = make_optimizer("adam", RATE, clip_norm=1.0, weight_decay=0.5)
+    without = make_optimizer("adam", RATE, clip_norm=1.0)
+    ends = [states(regression, optimizer, 2)[-1][0].params["w"] for optimizer in (with_decay, without)]
+    np.testing.assert_array_equal(*ends)
+
+
+def test_clipping_is_by_the_norm_of_all_parameters_together(regression) -> None:
+    """With plain gradient descent behind it, the first update has norm lr * 1.0 and the gradient's direction."""
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(RATE))
+    (state, _) = states(regression, optimizer, 1)[0]
+    moved = {k: np.asarray(regression.params[k], np.float64) - np.asarray(state.params[k]) for k in state.params}
+    _, gradient = regression.gradient({k: np.asarray(v, np.float64) for k, v in regression.params.items()}, 0)
+    assert norm(moved) == pytest.approx(RATE, rel=1e-4)
+    for key in moved:
+        np.testing.assert_allclose(moved[key] / RATE, gradient[key] / norm(gradient), rtol=1e-4)
+
+
+def test_step_and_updates_are_counted(regression) -> None:
+    made = states(regression, make_optimizer("adam", RATE, clip_norm=1.0), 3)
+    assert [(int(s.step), int(s.updates)) for s, _ in made] == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_the_average_warms_up(regression) -> None:
+    """After n updates the decay is min(limit, (1 + n) / (10 + n)), so 1/10, 2/11, 3/12, ... up to the limit."""
+    limit = 0.27
+    average = {k: np.asarray(v, np.float64) for k, v in regression.params.items()}
+    for n, (state, _) in enumerate(states(regression, make_optimizer("adam", 0.3, clip_norm=0.0), 6, ema=limit)):
+        decay = min(limit, (1 + n) / (10 + n))
+        average = {k: decay * average[k] + (1 - decay) * np.asarray(state.params[k], np.float64) for k in average}
+        for key in average:
+            np.testing.assert_allclose(state.ema[key], average[key], rtol=1e-5)
+        assert state.averaged is state.ema
+
+
+@pytest.mark.parametrize(("n", "decay"), [(0, 0.1), (1, 2 / 11), (90, 0.91), (10**6, 0.999)])
+def test_the_averages_decay(n, decay) -> None:
+    assert float(ema_decay(0.999, jnp.int32(n))) == pytest.approx(decay, rel=1e-6)
+
+
+def test_without_an_average_the_raw_parameters_stand_in(regression) -> None:
+    state = create_state(regression.params, optax.sgd(0.1), ema=False)
+    assert state.ema is None
+    assert state.averaged is state.params
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_one_scan_of_six_steps_equals_six_single_steps(regression, ema) -> None:
+    optimizer = make_optimizer("adam", RATE, clip_norm=1.0)
+    single = states(regression, optimizer, 6, ema)
+    start = create_state(regression.params, optimizer, ema=ema > 0)
+    end, metrics = jax.jit(regression.scanned(optimizer, 6, ema))(start, regression.context, regression.ids, {})
+    for a, b in zip(jax.tree.leaves(end), jax.tree.leaves(single[-1][0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-7)
+    assert metrics["loss"].shape == (6,)
+    np.testing.assert_allclose(metrics["loss"], [float(m["loss"]) for _, m in single], rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["mean_label"], [regression.inputs(step)[1].mean() for step in range(6)], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_phase_begins_at_step_zero_with_or_without_the_optimiser_so_far(regression, reset) -> None:
+    optimizer = make_optimizer("adam", RATE, clip_norm=1.0)
+    before = states(regression, optimizer, 3, ema=0.9)[-1][0]
+    after = begin_phase(before, optimizer, reset_optimizer=reset)
+    assert (int(after.step), int(after.updates)) == (0, 3)
+    np.testing.assert_array_equal(after.params["w"], before.params["w"])
+    np.testing.assert_array_equal(after.ema["w"], before.ema["w"])
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(after.opt_state)]
+    if reset:
+        assert all(not leaf.any() for leaf in leaves)
+    else:
+        assert all(np.array_equal(a, b) for a, b in zip(leaves, jax.tree.leaves(before.opt_state), strict=True))
+        assert any(leaf.any() for leaf in leaves)
+
+
+# -- learning rates
+
+PEAK = 2e-4
+
+
+def rates(schedule: str, warmup: int, steps: int, at: list[int]) -> list[float]:
+    rate = learning_rate(PEAK, schedule=schedule, warmup=warmup, steps=steps)
+    return [float(rate(jnp.int32(step))) for step in at]
+
+
+def test_a_constant_rate_is_constant() -> None:
+    assert rates("constant", 0, 100, [0, 1, 50, 99]) == pytest.approx([PEAK] * 4)
+
+
+def test_warm_up_is_linear_from_zero() -> None:
+    assert rates("constant", 10, 100, [0, 1, 5, 9, 10, 99]) == pytest.approx(
+        [PEAK * x for x in (0, 0.1, 0.5, 0.9, 1, 1)]
+    )
+
+
+def test_a_cosine_falls_to_zero_at_the_last_step() -> None:
+    half = 0.5 * (1 + np.cos(np.pi / 4))
+    wanted = [PEAK * x for x in (1, half, 0.5, 0)]
+    assert rates("cosine", 0, 100, [0, 25, 50, 100]) == pytest.approx(wanted, abs=1e-11)
+    wanted = [PEAK * x for x in (0, 0.5, 1, half, 0.5, 0)]
+    assert rates("cosine", 20, 100, [0, 10, 20, 40, 60, 100]) == pytest.approx(wanted, abs=1e-11)
+
+
+def test_the_rate_is_the_one_of_the_step(regression) -> None:
+    """Plain descent under a warm-up: the update of step n is rate(n) times the gradient."""
+    optimizer = optax.sgd(learning_rate(0.1, schedule="constant", warmup=4, steps=10))
+    params = {k: np.asarray(v, np.float64) for k, v in regression.params.items()}
+    for n, (state, _) in enumerate(states(regression, optimizer, 6)):
+        _, gradient = regression.gradient(params, n)
+        params = {k: params[k] - 0.1 * min(n / 4, 1) * gradient[k] for k in params}
+        np.testing.assert_allclose(state.params["w"], params["w"], rtol=1e-5)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="lion"):
+        make_optimizer("lion", 0.1, clip_norm=1.0)
+    with pytest.raises(ValueError, match="step"):
+        learning_rate(0.1, schedule="step", warmup=0, steps=1)
