@@ -7,17 +7,16 @@ from jdcl_jax.training.backend import reexec_with_hugepages
 if __name__ == "__main__":
     reexec_with_hugepages()
 
-import logging
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from jdcl_jax.errors import UserError, exit_on_user_error
 from jdcl_jax.experiment import run
+from jdcl_jax.reporting.logs import plain_logging
 from jdcl_jax.reporting.table import score_table
 from jdcl_jax.training.compile_cache import use_compilation_cache
 from jdcl_jax.workdir import Workdir, default_workdir
@@ -74,15 +73,6 @@ def main(argv: Sequence[str]) -> None:
         results = run(config, workdir, command=shlex.join(["python", "-m", "jdcl_jax.main", *sys.argv[1:]]))
         print(score_table(results))
         print(f"report: {workdir}/report.html")
-
-
-def plain_logging() -> None:
-    """Our own log lines as they are; of the libraries' only the warnings."""
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    ours = logging.getLogger("jdcl_jax")
-    ours.addHandler(logging.StreamHandler(sys.stderr))
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
 
 
 def flags_parser(argv: Sequence[str]) -> list[str]:

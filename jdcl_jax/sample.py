@@ -18,6 +18,7 @@ from jdcl_jax.generation import Generator, balanced_labels
 from jdcl_jax.keys import named_key
 from jdcl_jax.methods.method import DENOISER
 from jdcl_jax.reporting.grids import check_picture_path, write_grid
+from jdcl_jax.reporting.logs import plain_logging
 from jdcl_jax.reporting.progress import Progress
 from jdcl_jax.training.checkpoint import Checkpoints
 from jdcl_jax.training.parallel import Parallel
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--label", type=int, default=None, help="class of a conditional denoiser")
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="the picture to write (PNG)")
     arguments = parser.parse_args(argv)
+    plain_logging()
     with exit_on_user_error():
         check_picture_path(arguments.out)
         if arguments.num < 1 or arguments.task < 0 or arguments.seed < 0:
