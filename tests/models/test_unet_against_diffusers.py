@@ -41,6 +41,8 @@ TOP_LAYERS = {
 def diffusers_name(path):
     """("down0_res1", "conv1", "kernel") -> "down_blocks.0.resnets.1.conv1.weight"."""
     *layers, leaf = path
+    if leaf == "key_bias":
+        layers, leaf = [*layers, "key"], "bias"
     ending = {"kernel": "weight", "scale": "weight", "bias": "bias"}[leaf]
     if layers[0] in TOP_LAYERS:
         return f"{TOP_LAYERS[layers[0]]}.{ending}"
