@@ -55,7 +55,7 @@ class Peer:
         self.hello = self._answer()
 
     def round(self, count: int) -> Timing:
-        """Runs `count` units and says how long they took."""
+        """Runs `count` units untimed and `count` more, and says how long those took."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{count}\n")
         self._process.stdin.flush()
@@ -84,16 +84,15 @@ def same_network(facts: dict[str, Any], peer: Peer) -> dict[str, Any]:
 
 
 def timed(run: Callable[[], None]) -> Timing:
-    """One round of ours; `run` must wait for the device."""
+    """One round of ours, after an untimed one; `run` must wait for the device."""
+    run()
     start = time.perf_counter(), time.process_time()
     run()
     return {"seconds": time.perf_counter() - start[0], "cpu": time.process_time() - start[1]}
 
 
 def alternate(sides: dict[str, Callable[[], Timing]], repeats: int) -> dict[str, list[Timing]]:
-    """One untimed round of each side, then `repeats` rounds of each in turn."""
-    for run in sides.values():
-        run()
+    """`repeats` rounds of each side in turn."""
     timings: dict[str, list[Timing]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, run in sides.items():

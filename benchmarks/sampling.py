@@ -5,10 +5,11 @@
 One of our rounds is one call of the generator that evaluation and `jdcl_jax.sample` use: a single
 compiled scan over `--sampler-steps` reverse timesteps, noise to uint8. With `--peer=torch`
 (pip install 'jdcl_jax[bench]') it is diffusers' UNet2DModel and DDIMScheduler under PyTorch eager
-and `torch.no_grad`. Rounds alternate, and the medians are compared.
+and `torch.no_grad`. Rounds alternate, and the medians are compared. Each comes after an
+equal one that is not timed: who rested must fetch its memory back first.
 """
 
-from jdcl_jax.training.backend import reexec_with_hugepages
+from jdcl_jax.training.backend import reexec_with_hugepages, share_cpu
 
 if __name__ == "__main__":
     reexec_with_hugepages()
@@ -25,6 +26,7 @@ from jdcl_jax.training.parallel import Parallel
 
 def main() -> None:
     options = _compare.arguments(__doc__, sampler_steps=10)
+    share_cpu()
     size, steps = SIZES[options.size], options.sampler_steps
     parts, parallel = _ours.make_parts(size, steps), Parallel()
     run, compile_seconds = _ours.sampling_job(parts, parallel, size.batch)

@@ -5,11 +5,12 @@
 One of our rounds is one call of the compiled function that training itself uses (`--steps-per-call`
 steps of data gathering, noising, loss, gradients, clipping, AdamW and moving average); the peer's
 round is as many steps of its own. Rounds alternate, the peer rests in its own process meanwhile,
-and the medians are compared. With `--peer=torch` (pip install 'jdcl_jax[bench]') it is diffusers'
+and the medians are compared. Each comes after an equal one that is not timed: who rested must fetch
+its memory back first. With `--peer=torch` (pip install 'jdcl_jax[bench]') it is diffusers'
 UNet2DModel under PyTorch eager with AdamW, gradient clipping and the same moving average.
 """
 
-from jdcl_jax.training.backend import reexec_with_hugepages
+from jdcl_jax.training.backend import reexec_with_hugepages, share_cpu
 
 if __name__ == "__main__":
     reexec_with_hugepages()
@@ -26,6 +27,7 @@ from jdcl_jax.training.parallel import Parallel
 
 def main() -> None:
     options = _compare.arguments(__doc__, steps_per_call=10)
+    share_cpu()
     size, count = SIZES[options.size], options.steps_per_call
     parts, parallel = _ours.make_parts(size), Parallel()
     run, compile_seconds = _ours.train_job(parts, parallel, count)

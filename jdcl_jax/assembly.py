@@ -161,9 +161,10 @@ def phase_optimizer(parts: Parts, steps: int) -> optax.GradientTransformation:
 def forward_flops(parts: Parts) -> float:
     """Floating-point operations of the denoiser's forward pass on one image, by XLA's own count.
 
-    Counted on the plain form of attention, whatever form runs, because XLA counts the body of a loop once.
+    Counted on the plain form, whatever form runs: XLA counts the body of a loop once, and a model's operations should
+    not depend on the backend.
     """
-    unet, setup = parts.unet.clone(attention_form="plain"), parts.setup
+    unet, setup = parts.unet.clone(form="plain"), parts.setup
     params = jax.eval_shape(lambda: init_params(unet, setup, 0))
     x = jax.ShapeDtypeStruct((1, *setup.image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)

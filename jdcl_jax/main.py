@@ -2,7 +2,7 @@
 
 import sys
 
-from jdcl_jax.training.backend import reexec_with_hugepages
+from jdcl_jax.training.backend import reexec_with_hugepages, share_cpu
 
 if __name__ == "__main__":
     reexec_with_hugepages()
@@ -67,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
     with exit_on_user_error():
         use_compilation_cache()
         config = _CONFIG.value
+        share_cpu(config.train.batch_size)
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config)
         if Workdir(workdir, config).finished_results() is not None:
             print(f"{workdir} is finished; its results:", file=sys.stderr)

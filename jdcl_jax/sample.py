@@ -1,6 +1,6 @@
 """Draws images from a run: `python -m jdcl_jax.sample --workdir=runs/fm-gd --task=3 --num=64 --out=grid.png`."""
 
-from jdcl_jax.training.backend import reexec_with_hugepages
+from jdcl_jax.training.backend import reexec_with_hugepages, share_cpu
 
 if __name__ == "__main__":
     reexec_with_hugepages()
@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     plain_logging()
     with exit_on_user_error():
+        share_cpu()
         check_picture_path(arguments.out)
         if arguments.num < 1 or arguments.task < 0 or arguments.seed < 0:
             raise UserError("--num counts from 1, --task and --seed from 0")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from jdcl_jax import experiment
-from jdcl_jax.assembly import RunArrays, assemble
+from jdcl_jax.assembly import RunArrays, assemble, forward_flops
 from jdcl_jax.errors import UserError
 from jdcl_jax.experiment import run
 from jdcl_jax.keys import named_key
@@ -285,6 +285,15 @@ def test_a_conditional_guided_averaged_run_under_jit(tiny_config, tmp_path) -> N
     # guidance doubles the price of a sample
     cost = {(row["task"], row["phase"]): row["model_flops"] for row in results["cost"]}
     assert cost[1, "evaluate"] / cost[1, "train"] == pytest.approx(2 * 60 * 3 / (4 * 3 * 8))
+
+
+def test_a_model_has_the_same_operations_on_every_backend(tiny_config, monkeypatch) -> None:
+    words = ("model.channels=(8, 8)", "model.attention_resolutions=(8,)", "model.head_channels=4")
+    counts = []
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        counts.append(forward_flops(assemble(tiny_config("finetune", *words))))
+    assert counts[0] == counts[1] > 1e5
 
 
 # -- NaN

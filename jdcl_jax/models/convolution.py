@@ -11,12 +11,15 @@ from jax import lax
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
+Pads = tuple[tuple[int, int], tuple[int, int]]
+"""Zeros added: ((above, below), (left, right))."""
+
 
 def conv2d(
     x: jax.Array,
     kernel: jax.Array,
     strides: int = 1,
-    padding: int = 0,
+    padding: int | Pads = 0,
     *,
     form: str | None = None,
 ) -> jax.Array:
@@ -26,7 +29,7 @@ def conv2d(
       x: [N, H, W, Ci].
       kernel: [kh, kw, Ci, Co], of the same dtype as `x`.
       strides: step between windows, the same for both axes.
-      padding: zeros added on each of the four sides.
+      padding: zeros added, one number for all four sides or ((above, below), (left, right)).
       form: "plain" is `lax.conv_general_dilated`; "canonical" is the same function whose gradients
         are written as ordinary NHWC/HWIO convolutions. `None` takes "canonical" on CPU and "plain"
         elsewhere, decided when the caller is traced. The canonical form has no forward-mode
@@ -38,21 +41,60 @@ def conv2d(
     Raises:
       ValueError: unknown form.
     """
+    pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
     if form is None:
         form = "canonical" if jax.default_backend() == "cpu" else "plain"
     if form == "canonical":
-        return _canonical_conv(x, kernel, strides, padding)
+        return _canonical_conv(x, kernel, strides, pads)
     if form == "plain":
-        return _plain_conv(x, kernel, strides, padding)
+        return _plain_conv(x, kernel, strides, pads)
     raise ValueError(f"conv2d has the forms 'plain' and 'canonical', not {form!r}")
 
 
-def _plain_conv(x: jax.Array, kernel: jax.Array, strides: int, padding: int) -> jax.Array:
+def upsampled_conv2d(x: jax.Array, kernel: jax.Array, *, form: str | None = None) -> jax.Array:
+    """Nearest-neighbour upsampling by 2, then a 3x3 convolution with padding 1.
+
+    Args:
+      x: [N, H, W, Ci].
+      kernel: [3, 3, Ci, Co], of the same dtype as `x`.
+      form: "plain" does the one after the other; "phases" never makes the large image: an output pixel sees only 2x2
+        pixels of `x`, with weights that depend on whether its row and its column are even or odd, so four 2x2
+        convolutions, 4/9 of the products, give it all. `None` takes "phases" on CPU and "plain" elsewhere.
+
+    Returns:
+      [N, 2 H, 2 W, Co].
+
+    Raises:
+      ValueError: unknown form.
+    """
+    if form is None:
+        form = "phases" if jax.default_backend() == "cpu" else "plain"
+    if form == "plain":
+        return conv2d(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), kernel, 1, 1)
+    if form != "phases":
+        raise ValueError(f"upsampled_conv2d has the forms 'plain' and 'phases', not {form!r}")
+
+    def phase(row: int, column: int) -> jax.Array:
+        weights = _merge(_merge(kernel, row, axis=0), column, axis=1)
+        return conv2d(x, weights, 1, ((1 - row, row), (1 - column, column)))
+
+    rows = [jnp.stack([phase(row, column) for column in (0, 1)], axis=3) for row in (0, 1)]
+    batch, height, width, _ = x.shape
+    return jnp.reshape(jnp.stack(rows, axis=2), (batch, 2 * height, 2 * width, -1))
+
+
+def _merge(kernel: jax.Array, odd: int, axis: int) -> jax.Array:
+    """Three weights along `axis` to two: an even pixel and the one behind it are copies of the same one."""
+    first, middle, last = (lax.slice_in_dim(kernel, i, i + 1, axis=axis) for i in range(3))
+    return jnp.concatenate([first + middle, last] if odd else [first, middle + last], axis=axis)
+
+
+def _plain_conv(x: jax.Array, kernel: jax.Array, strides: int, padding: Pads) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(strides, strides),
-        padding=((padding, padding), (padding, padding)),
+        padding=padding,
         dimension_numbers=DIMENSIONS,
     )
 
@@ -62,18 +104,18 @@ def _plain_conv(x: jax.Array, kernel: jax.Array, strides: int, padding: int) -> 
 # body of a scan they would be run by naive loops, tens of times slower. Below they are canonical
 # from the start and the transposes are our own.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _canonical_conv(x: jax.Array, kernel: jax.Array, strides: int, padding: int) -> jax.Array:
+def _canonical_conv(x: jax.Array, kernel: jax.Array, strides: int, padding: Pads) -> jax.Array:
     return _plain_conv(x, kernel, strides, padding)
 
 
 def _canonical_conv_forward(
-    x: jax.Array, kernel: jax.Array, strides: int, padding: int
+    x: jax.Array, kernel: jax.Array, strides: int, padding: Pads
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _plain_conv(x, kernel, strides, padding), (x, kernel)
 
 
 def _canonical_conv_backward(
-    strides: int, padding: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+    strides: int, padding: Pads, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     return (
@@ -86,13 +128,13 @@ _canonical_conv.defvjp(_canonical_conv_forward, _canonical_conv_backward)
 
 
 def _input_gradient(
-    x_shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, strides: int, padding: int
+    x_shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, strides: int, padding: Pads
 ) -> jax.Array:
     """dx: the output's gradient, spread out by the stride, convolved with the turned kernel."""
 
     def pads(axis: int) -> tuple[int, int]:
         size = kernel.shape[axis - 1]
-        before = size - 1 - padding
+        before = size - 1 - padding[axis - 1][0]
         spread = (dy.shape[axis] - 1) * strides + 1
         return before, x_shape[axis] + size - 1 - spread - before
 
@@ -107,18 +149,19 @@ def _input_gradient(
 
 
 def _kernel_gradient(
-    x: jax.Array, kernel_shape: tuple[int, ...], dy: jax.Array, strides: int, padding: int
+    x: jax.Array, kernel_shape: tuple[int, ...], dy: jax.Array, strides: int, padding: Pads
 ) -> jax.Array:
     """dw, in whichever of three ways moves the least memory."""
     height, width, inputs, outputs = kernel_shape
-    if (height, width, strides, padding) == (1, 1, 1, 0):
+    if (height, width, strides, padding) == (1, 1, 1, ((0, 0), (0, 0))):
         return jnp.reshape(jnp.transpose(_rows(x)) @ _rows(dy), kernel_shape)
-    if inputs <= outputs or strides > 1 or height != width:
-        return _correlate(x, dy, kernel_shape, strides, padding)
+    before = padding[0][0], padding[1][0]
+    if inputs <= outputs or strides > 1:
+        return _correlate(x, dy, kernel_shape, strides, before)
     # The first argument is the one that is costly to transpose. With the roles exchanged the result
     # comes out turned round.
     turned = (height, width, outputs, inputs)
-    dw = _correlate(dy, x, turned, 1, height - 1 - padding)
+    dw = _correlate(dy, x, turned, 1, (height - 1 - before[0], width - 1 - before[1]))
     return jnp.transpose(jnp.flip(dw, (0, 1)), (0, 1, 3, 2))
 
 
@@ -126,13 +169,16 @@ def _rows(x: jax.Array) -> jax.Array:
     return jnp.reshape(x, (-1, x.shape[-1]))
 
 
-def _correlate(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], strides: int, padding: int) -> jax.Array:
+def _correlate(
+    x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], strides: int, before: tuple[int, int]
+) -> jax.Array:
     """The examples play the channels: x as images [Ci, H, W, N], dy as a kernel [Ho, Wo, N, Co]."""
 
     def pads(axis: int) -> tuple[int, int]:
         spread = (dy.shape[axis] - 1) * strides + 1
         # Negative where the stride leaves rows of x that no window saw.
-        return padding, kernel_shape[axis - 1] - 1 + spread - x.shape[axis] - padding
+        first = before[axis - 1]
+        return first, kernel_shape[axis - 1] - 1 + spread - x.shape[axis] - first
 
     dw = lax.conv_general_dilated(
         jnp.transpose(x, (3, 1, 2, 0)),

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jdcl_jax.models.convolution import conv2d
+from jdcl_jax.models.convolution import conv2d, upsampled_conv2d
 from jdcl_jax.models.normalization import Activation, group_norm, identity
 
 Initializer = Callable[..., jax.Array]
@@ -28,6 +28,8 @@ class Conv(nn.Module):
       param_dtype: dtype in which the parameters are kept.
       kernel_init: `nn.initializers.zeros_init()` makes a layer that starts as nothing.
       use_bias: whether a bias is added.
+      upsample: doubles height and width first, by nearest neighbours; only for 3x3, strides 1 and padding 1.
+      form: "plain" writes the formula down; `None` takes what suits the backend.
     """
 
     features: int
@@ -39,16 +41,23 @@ class Conv(nn.Module):
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
     use_bias: bool = True
+    upsample: bool = False
+    form: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        if self.upsample and (self.kernel_size, self.strides, self.padding) != (3, 1, 1):
+            raise ValueError("Conv: upsample goes with kernel_size=3, strides=1 and padding=1 only")
         size = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, size, self.param_dtype)
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = conv2d(x, kernel, self.strides, self.padding)
+        if self.upsample:
+            y = upsampled_conv2d(x, kernel, form=self.form)
+        else:
+            y = conv2d(x, kernel, self.strides, self.padding, form=self.form)
         return y if bias is None else y + jnp.reshape(bias, (1, 1, 1, -1))
 
 

@@ -83,7 +83,9 @@ def _group_norm_backward(
     dy: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     del epsilon
-    x, scale, bias, mean, inverse = residuals
+    # Behind the barrier normalisation and activation are computed anew. Without it XLA keeps the forward pass's
+    # exponentials for here, and moving them through memory costs more.
+    x, scale, bias, mean, inverse = lax.optimization_barrier(residuals)
     centred, slope = _flat(x) - mean, inverse * scale
     (dz,) = jax.vjp(act, centred * slope + bias)[1](_flat(dy))
     sums, products = jnp.sum(dz, axis=1), jnp.sum(dz * centred, axis=1)

@@ -101,7 +101,7 @@ class UNet(nn.Module):
       dropout: rate in the residual blocks; active only when `keys` is given.
       num_classes: 0 for an unconditional network; else labels 0..num_classes-1, and the label num_classes means
         "no class" (classifier-free guidance).
-      attention_form: see `models.attention.attention`; None takes what suits the backend.
+      form: "plain" writes attention and upsampling down as formulas; None takes what suits the backend.
       dtype: compute type. Parameters, norm statistics, softmax and the output stay float32.
     """
 
@@ -116,7 +116,7 @@ class UNet(nn.Module):
     dropout: float = 0.0
     num_classes: int = 0
     dtype: jnp.dtype = jnp.float32
-    attention_form: str | None = None
+    form: str | None = None
 
     @nn.compact
     def __call__(
@@ -160,7 +160,7 @@ class UNet(nn.Module):
 
     def _attention(self, h: jax.Array, name: str) -> jax.Array:
         heads = h.shape[-1] // self.head_channels if self.head_channels else self.heads
-        return SelfAttention(self.groups, heads, self.dtype, self.attention_form, name=name)(h)
+        return SelfAttention(self.groups, heads, self.dtype, self.form, name=name)(h)
 
     def _down(self, h: jax.Array, emb: jax.Array, keys: "_LayerKeys") -> tuple[jax.Array, list[jax.Array]]:
         skips = [h]
@@ -183,8 +183,8 @@ class UNet(nn.Module):
                 if h.shape[1] in self.attention_resolutions:
                     h = self._attention(h, f"up{level}_attention{block}")
             if level > 0:
-                h = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
-                h = Conv(self.channels[level], dtype=self.dtype, name=f"up{level}_sample")(h)
+                name = f"up{level}_sample"
+                h = Conv(self.channels[level], upsample=True, form=self.form, dtype=self.dtype, name=name)(h)
         return h
 
 

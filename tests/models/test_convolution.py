@@ -66,6 +66,37 @@ def test_canonical_gradients_equal_the_plain_ones(kernel_size, strides, padding,
         np.testing.assert_allclose(ours, theirs, atol=3e-5)
 
 
+@pytest.mark.parametrize("channels", [(3, 4), (5, 2)])
+@pytest.mark.parametrize("pads", [((1, 0), (0, 1)), ((0, 2), (1, 1))])
+def test_padding_may_differ_from_side_to_side(pads, channels):
+    x, kernel = normal(0, (2, 5, 7, channels[0])), normal(1, (2, 3, *channels))
+    padded = np.pad(x, ((0, 0), *pads, (0, 0)))
+    wanted = loop_convolution(padded, kernel, 1, 0)
+    weights = normal(2, wanted.shape)
+    for form in ("plain", "canonical"):
+        np.testing.assert_allclose(convolution.conv2d(x, kernel, 1, pads, form=form), wanted, atol=2e-5)
+    for ours, theirs in zip(*(gradients(f, x, kernel, 1, pads, weights) for f in ("canonical", "plain")), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=3e-5)
+
+
+@pytest.mark.parametrize("channels", [(3, 4), (5, 2)])
+@pytest.mark.parametrize("size", [(4, 4), (1, 3), (5, 2)])
+def test_a_convolution_after_upsampling_is_its_definition_in_both_forms(size, channels):
+    x, kernel = normal(0, (2, *size, channels[0])), normal(1, (3, 3, *channels))
+    wanted = loop_convolution(x.repeat(2, axis=1).repeat(2, axis=2), kernel, 1, 1)
+    weights = normal(2, wanted.shape)
+
+    def loss(x, kernel, form):
+        return jnp.sum(weights * convolution.upsampled_conv2d(x, kernel, form=form))
+
+    forms = ("plain", "phases")
+    for form in forms:
+        np.testing.assert_allclose(convolution.upsampled_conv2d(x, kernel, form=form), wanted, atol=3e-5)
+    found = [jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)(x, kernel, form) for form in forms]
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-5)
+
+
 @pytest.mark.parametrize("strides", [1, 2])
 def test_bfloat16_gradients_keep_the_dtype_and_agree(strides):
     x = normal(0, (2, 7, 7, 8), jnp.bfloat16)
@@ -97,6 +128,8 @@ def test_canonical_gradients_of_one_example_at_a_time_agree():
 def test_unknown_form_is_refused():
     with pytest.raises(ValueError, match="'plain' and 'canonical', not 'fast'"):
         convolution.conv2d(normal(0, (1, 4, 4, 1)), normal(1, (3, 3, 1, 1)), form="fast")
+    with pytest.raises(ValueError, match="'plain' and 'phases', not 'fast'"):
+        convolution.upsampled_conv2d(normal(0, (1, 4, 4, 1)), normal(1, (3, 3, 1, 1)), form="fast")
 
 
 @pytest.mark.parametrize("backend,form", [("cpu", "canonical"), ("gpu", "plain"), ("tpu", "plain")])

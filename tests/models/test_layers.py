@@ -56,6 +56,15 @@ def group_norm_oracle(x, scale, bias, groups, epsilon):
     return y * np.asarray(scale, np.float64) + np.asarray(bias, np.float64)
 
 
+def test_conv_upsamples_first_if_told_to():
+    x = normal(0, (2, 3, 4, 2))
+    params = {"kernel": normal(1, (3, 3, 2, 5)), "bias": normal(2, (5,))}
+    large = apply(layers.Conv(features=5), params, x.repeat(2, axis=1).repeat(2, axis=2))
+    np.testing.assert_allclose(apply(layers.Conv(features=5, upsample=True), params, x), large, atol=1e-5)
+    with pytest.raises(ValueError, match="strides=1 and padding=1 only"):
+        apply(layers.Conv(features=5, upsample=True, strides=2), params, x)
+
+
 @pytest.mark.parametrize("groups,channels", [(32, 32), (32, 64), (8, 24), (1, 6)])
 def test_group_norm_is_its_definition(groups, channels):
     x = normal(0, (3, 5, 7, channels)) * 2 + normal(1, (1, 1, 1, channels))

@@ -158,3 +158,38 @@ def test_the_c_library_s_version_is_read():
         assert version == (0,)
     else:
         assert ".".join(map(str, version)) == name_and_version.split()[1]
+
+
+SHARING = """
+import os
+from jdcl_jax.training import backend
+
+backend._cores = lambda: int(os.environ["CORES"])
+backend.share_cpu(int(os.environ.get("BATCH", "4")))
+import jax
+print(len(jax.devices()))
+"""
+
+
+@pytest.mark.parametrize(
+    "why,setting,count",
+    [
+        ("two cores or more", {}, 2),
+        ("one core", {"CORES": "1"}, 1),
+        ("a batch that two can't share", {"BATCH": "5"}, 1),
+        ("the user said how many", {"JAX_NUM_CPU_DEVICES": "1"}, 1),
+        ("the user said how many in the older way", {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, 3),
+    ],
+)
+def test_two_devices_share_the_processor(why, setting, count):
+    clean = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    clean |= {"JAX_PLATFORMS": "cpu", "CORES": "2", **setting}
+    done = subprocess.run([sys.executable, "-c", SHARING], env=clean, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(count), why
+
+
+def test_an_accelerator_keeps_the_processor_as_it_is(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
+    monkeypatch.setattr(backend, "_cores", lambda: 2)
+    monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("it was changed"))
+    backend.share_cpu()
