@@ -112,6 +112,22 @@ def test_group_norm_gradients_equal_flax():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), actual, expected)
 
 
+@pytest.mark.parametrize("mean,tolerance", [(10.0, 1e-5), (1000.0, 1e-3)])
+def test_gradients_survive_a_large_mean(mean, tolerance):
+    """The gradients do not depend on the mean: those of the centred input are the oracle."""
+    x, weights = normal(0, (2, 8, 8, 16)), normal(1, (2, 8, 8, 16))
+    params = {"scale": normal(2, (16,)), "bias": normal(3, (16,))}
+    layer = layers.GroupNorm(4, act=nn.silu)
+
+    @jax.jit
+    def gradient(x):
+        return jax.grad(lambda p, x: jnp.sum(weights * layer.apply({"params": p}, x)), (0, 1))(params, x)
+
+    moved = x + np.float32(mean)
+    found, wanted = gradient(moved), gradient(moved - np.float32(mean))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max()), found, wanted)
+
+
 def test_group_norm_of_bfloat16_computes_in_float32():
     x = (normal(0, (2, 6, 6, 32)) + 3).astype(jnp.bfloat16)
     y = unit_norm(layers.GroupNorm(8, act=nn.silu), x)
