@@ -17,6 +17,7 @@ from jdcl_jax.config import default_config, set_method
 from jdcl_jax.generation import Generator
 from jdcl_jax.keys import named_key
 from jdcl_jax.methods.method import DENOISER
+from jdcl_jax.results import commit
 from jdcl_jax.training.backend import compiler_options
 from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.state import Context, Pool
@@ -106,6 +107,7 @@ def facts(parts: Parts, parallel: Parallel, compile_seconds: float) -> dict[str,
     """What the record says of our side."""
     shapes = RunArrays(parts).shapes()["networks"][DENOISER].params
     return {
+        "commit": commit(),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
         "versions": {
             "jdcl_jax": jdcl_jax.__version__,

@@ -90,7 +90,7 @@ class Results:
             "dataset": config.data.name,
             "seed": config.seed,
             "command": self._command,
-            "commit": _commit(),
+            "commit": commit(),
             "started": self._history["started"],
             "finished": _now() if status == "finished" else None,
             "provenance": parts.dataset.provenance,
@@ -166,7 +166,7 @@ class Results:
         }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the checkout that the package runs from, "-dirty" with changes; None if it was installed."""
     package = Path(jdcl_jax.__file__).parent
     describe = ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
