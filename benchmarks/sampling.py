@@ -5,8 +5,8 @@
 One of our rounds is one call of the generator that evaluation and `jdcl_jax.sample` use: a single
 compiled scan over `--sampler-steps` reverse timesteps, noise to uint8. With `--peer=torch`
 (pip install 'jdcl_jax[bench]') it is diffusers' UNet2DModel and DDIMScheduler under PyTorch eager
-and `torch.no_grad`. Rounds alternate, and the medians are compared. Each comes after an
-equal one that is not timed: who rested must fetch its memory back first.
+and `torch.no_grad`. Rounds alternate, and the medians are compared. Every timed round
+follows an untimed one, because the side that waited must fetch its memory back first.
 """
 
 from jdcl_jax.training.backend import reexec_with_hugepages, share_cpu

@@ -5,8 +5,8 @@
 One of our rounds is one call of the compiled function that training itself uses (`--steps-per-call`
 steps of data gathering, noising, loss, gradients, clipping, AdamW and moving average); the peer's
 round is as many steps of its own. Rounds alternate, the peer rests in its own process meanwhile,
-and the medians are compared. Each comes after an equal one that is not timed: who rested must fetch
-its memory back first. With `--peer=torch` (pip install 'jdcl_jax[bench]') it is diffusers'
+and the medians are compared. Every timed round follows an untimed one of the same length, because the
+side that waited must fetch its memory back first. With `--peer=torch` (pip install 'jdcl_jax[bench]') it is diffusers'
 UNet2DModel under PyTorch eager with AdamW, gradient clipping and the same moving average.
 """
 

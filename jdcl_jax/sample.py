@@ -83,10 +83,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     plain_logging()
     with exit_on_user_error():
-        share_cpu()
         check_picture_path(arguments.out)
         if arguments.num < 1 or arguments.task < 0 or arguments.seed < 0:
             raise UserError("--num counts from 1, --task and --seed from 0")
+        share_cpu(arguments.num)
         images = sample(
             arguments.workdir, task=arguments.task, num=arguments.num, seed=arguments.seed, label=arguments.label
         )

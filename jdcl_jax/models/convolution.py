@@ -39,9 +39,12 @@ def conv2d(
       [N, (H + 2 padding - kh) // strides + 1, ..., Co], of the dtype of `x`.
 
     Raises:
-      ValueError: unknown form.
+      ValueError: unknown form, or more zeros on a side than the kernel is long but one, where windows would see
+        nothing else.
     """
     pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
+    if any(max(sides) >= length for sides, length in zip(pads, kernel.shape, strict=False)):
+        raise ValueError(f"conv2d: padding {pads} must be smaller than the kernel, {kernel.shape[:2]}")
     if form is None:
         form = "canonical" if jax.default_backend() == "cpu" else "plain"
     if form == "canonical":
@@ -59,7 +62,8 @@ def upsampled_conv2d(x: jax.Array, kernel: jax.Array, *, form: str | None = None
       kernel: [3, 3, Ci, Co], of the same dtype as `x`.
       form: "plain" does the one after the other; "phases" never makes the large image: an output pixel sees only 2x2
         pixels of `x`, with weights that depend on whether its row and its column are even or odd, so four 2x2
-        convolutions, 4/9 of the products, give it all. `None` takes "phases" on CPU and "plain" elsewhere.
+        convolutions, 4/9 of the products, give it all (bfloat16 rounds the merged weights once more). `None` takes
+        "phases" on CPU and "plain" elsewhere.
 
     Returns:
       [N, 2 H, 2 W, Co].
@@ -67,10 +71,10 @@ def upsampled_conv2d(x: jax.Array, kernel: jax.Array, *, form: str | None = None
     Raises:
       ValueError: unknown form.
     """
-    if form is None:
-        form = "phases" if jax.default_backend() == "cpu" else "plain"
-    if form == "plain":
-        return conv2d(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), kernel, 1, 1)
+    if form is None and jax.default_backend() == "cpu":
+        form = "phases"
+    if form in (None, "plain"):
+        return conv2d(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), kernel, 1, 1, form=form)
     if form != "phases":
         raise ValueError(f"upsampled_conv2d has the forms 'plain' and 'phases', not {form!r}")
 

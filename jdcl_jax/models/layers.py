@@ -29,7 +29,7 @@ class Conv(nn.Module):
       kernel_init: `nn.initializers.zeros_init()` makes a layer that starts as nothing.
       use_bias: whether a bias is added.
       upsample: doubles height and width first, by nearest neighbours; only for 3x3, strides 1 and padding 1.
-      form: "plain" writes the formula down; `None` takes what suits the backend.
+      form: "plain" writes the formula down; `None` takes what suits the backend. No other form suits both functions.
     """
 
     features: int

