@@ -16,6 +16,7 @@ import pytest
 from jdcl_jax.config import default_config, flatten, from_json
 from jdcl_jax.errors import UserError
 from jdcl_jax.methods.registry import known_methods
+from jdcl_jax.training.backend import _cores
 from jdcl_jax.validation import validate
 
 REPOSITORY = Path(__file__).parents[1]
@@ -221,6 +222,28 @@ def test_a_finished_run_shows_its_table(gd_run, gd_words, command_line, tmp_path
     assert answer["err"] == f"{gd_run.workdir} is finished; its results:\n"
     assert "fd_classifier" in answer["out"]
     assert f"report: {gd_run.workdir}/report.html" in answer["out"]
+
+
+def test_a_run_without_the_suite_s_settings_shares_the_processor_and_ends(tiny_words, tmp_path) -> None:
+    """As a user starts it: the suite itself says how many devices there are, and gives them more threads."""
+    if _cores() < 2:
+        pytest.skip("a single core has nothing to share")
+    settings = ("NPROC", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
+    environment = {name: value for name, value in os.environ.items() if name not in settings}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "GLIBC_TUNABLES": ""}
+    words = tiny_words("finetune", "tasks.first=1", "train.steps=60", "train.steps_per_call=1", "checkpoint.every=20")
+    for command in (
+        ["jdcl_jax.main", f"--config={DIGITS}:{words}", "--workdir=run"],
+        ["jdcl_jax.sample", "--workdir=run", "--num=4"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("two devices share the processor") == 1
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["hardware"]["device"] == "cpu x2"
+    assert (tmp_path / "grid.png").exists()
 
 
 def test_a_run_with_another_config_is_refused(gd_run, gd_words, command_line, tmp_path) -> None:

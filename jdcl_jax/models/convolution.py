@@ -39,11 +39,10 @@ def conv2d(
       [N, (H + 2 padding - kh) // strides + 1, ..., Co], of the dtype of `x`.
 
     Raises:
-      ValueError: unknown form, or more zeros on a side than the kernel is long but one, where windows would see
-        nothing else.
+      ValueError: unknown form, or as many zeros on a side as the kernel is long: windows that see nothing else.
     """
     pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
-    if any(max(sides) >= length for sides, length in zip(pads, kernel.shape, strict=False)):
+    if any(max(sides) >= length for sides, length in zip(pads, kernel.shape[:2], strict=True)):
         raise ValueError(f"conv2d: padding {pads} must be smaller than the kernel, {kernel.shape[:2]}")
     if form is None:
         form = "canonical" if jax.default_backend() == "cpu" else "plain"

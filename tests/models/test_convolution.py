@@ -143,6 +143,8 @@ def test_the_backend_chooses_the_form(monkeypatch, backend, form):
     x, kernel = jnp.zeros((1, 4, 4, 1)), jnp.zeros((3, 3, 1, 1))
     jaxpr = str(jax.make_jaxpr(lambda x, kernel: convolution.conv2d(x, kernel))(x, kernel))
     assert ("custom_vjp" in jaxpr) == (form == "canonical")
+    jaxpr = str(jax.make_jaxpr(lambda x, kernel: convolution.upsampled_conv2d(x, kernel))(x, kernel))
+    assert jaxpr.count("conv_general_dilated[") == (4 if form == "canonical" else 1)
 
 
 def scanned_gradient_layouts(form):
