@@ -6,6 +6,7 @@ Notation: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, images in [-1
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdcl_jax.diffusion.schedule import Schedule
 
@@ -16,14 +17,20 @@ PREDICTIONS = ("eps", "x0", "v")
 SMALLEST_ALPHA_BAR = 1e-8
 
 
-def _per_pixel(values: jax.Array, like: jax.Array) -> jax.Array:
+def signal_to_noise(schedule: Schedule) -> np.ndarray:
+    """alpha_bar / (1 - alpha_bar) at every timestep, float64 [T], falling; 0 at zero terminal SNR."""
+    alpha_bar = np.asarray(schedule.alpha_bar, np.float64)
+    return alpha_bar / (1.0 - alpha_bar)
+
+
+def per_pixel(values: jax.Array, like: jax.Array) -> jax.Array:
     """[B] -> [B, 1, 1, ...] beside `like`; a scalar stays one."""
     return values.reshape(values.shape + (1,) * (like.ndim - 1)) if values.ndim else values
 
 
 def q_sample(schedule: Schedule, x_0: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
     """Noises x_0 [B, ...] to timestep t int [B] with eps ~ N(0, I) of the same shape."""
-    alpha_bar = _per_pixel(schedule.alpha_bar[t], x_0)
+    alpha_bar = per_pixel(schedule.alpha_bar[t], x_0)
     return jnp.sqrt(alpha_bar) * x_0 + jnp.sqrt(1.0 - alpha_bar) * eps
 
 
@@ -34,7 +41,7 @@ def prediction_target(schedule: Schedule, kind: str, x_0: jax.Array, t: jax.Arra
     if kind == "x0":
         return x_0
     if kind == "v":
-        alpha_bar = _per_pixel(schedule.alpha_bar[t], x_0)
+        alpha_bar = per_pixel(schedule.alpha_bar[t], x_0)
         return jnp.sqrt(alpha_bar) * eps - jnp.sqrt(1.0 - alpha_bar) * x_0
     raise ValueError(f"unknown prediction '{kind}'; one of {PREDICTIONS}")
 
@@ -48,7 +55,7 @@ def to_x0_and_eps(kind: str, output: jax.Array, x_t: jax.Array, alpha_bar: jax.A
       x_t: its input [B, ...].
       alpha_bar: [] or [B]; 0 is allowed and gives finite values.
     """
-    alpha_bar = _per_pixel(alpha_bar, x_t)
+    alpha_bar = per_pixel(alpha_bar, x_t)
     signal = jnp.sqrt(jnp.maximum(alpha_bar, SMALLEST_ALPHA_BAR))
     noise = jnp.sqrt(1.0 - alpha_bar)
     if kind == "eps":
@@ -74,7 +81,7 @@ def posterior(
     from_x0 = jnp.sqrt(alpha_bar_prev) * beta / (1.0 - alpha_bar)
     from_xt = jnp.sqrt(alpha) * (1.0 - alpha_bar_prev) / (1.0 - alpha_bar)
     variance = beta * (1.0 - alpha_bar_prev) / (1.0 - alpha_bar)
-    return _per_pixel(from_x0, x_0) * x_0 + _per_pixel(from_xt, x_t) * x_t, variance
+    return per_pixel(from_x0, x_0) * x_0 + per_pixel(from_xt, x_t) * x_t, variance
 
 
 def squared_error(output: jax.Array, target: jax.Array) -> jax.Array:

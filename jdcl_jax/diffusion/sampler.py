@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdcl_jax.diffusion.process import posterior, to_x0_and_eps
+from jdcl_jax.diffusion.process import per_pixel, posterior, signal_to_noise, to_x0_and_eps
 from jdcl_jax.diffusion.schedule import Schedule
 from jdcl_jax.keys import example_normal, subkeys
 
@@ -31,6 +31,8 @@ class Sampler:
       eta: DDIM's share of fresh noise; 0 is deterministic.
       clip: clip the predicted x_0 to [-1, 1]; eps is not recomputed after it (arXiv 2311.14028 [code]).
       prediction: what the network's output means: "eps", "x0" or "v".
+      stop_snr: if positive, only timesteps with a signal-to-noise ratio alpha_bar / (1 - alpha_bar) up to this are
+        visited, and the chain ends with the x_0 predicted at the last of them.
     """
 
     kind: str = "ddim"
@@ -38,14 +40,27 @@ class Sampler:
     eta: float = 0.0
     clip: bool = True
     prediction: str = "eps"
+    stop_snr: float = 0.0
+
+    def visited(self, schedule: Schedule) -> np.ndarray:
+        """The visited timesteps, falling; int32 [S], fewer with `stop_snr` but at least one."""
+        visited = sampling_timesteps(schedule.timesteps, self.steps)
+        if self.stop_snr <= 0:
+            return visited
+        noisy = visited[signal_to_noise(schedule)[visited] <= self.stop_snr]
+        return noisy if len(noisy) else visited[:1]
 
 
 @flax.struct.dataclass
 class Trajectory:
-    """The states on the way back, S of them, first the pure noise: x_t [S, B, ...] and t int [S]."""
+    """The states on the way back, S of them, first the pure noise.
+
+    x_t float32 [S, B, ...], t int [S], and what the network said there, output float32 [S, B, ...].
+    """
 
     x_t: jax.Array
     t: jax.Array
+    output: jax.Array
 
 
 def sampling_timesteps(timesteps: int, steps: int) -> np.ndarray:
@@ -71,19 +86,19 @@ def reverse_step(
     alpha_bar_prev: jax.Array,
     noise: jax.Array,
 ) -> jax.Array:
-    """One step back, from alpha_bar to alpha_bar_prev (scalars), given the network's output at x_t [B, ...]."""
+    """One step back, from alpha_bar to alpha_bar_prev ([] or [B]), given the network's output at x_t [B, ...]."""
     x_0, eps = to_x0_and_eps(sampler.prediction, output, x_t, alpha_bar)
     if sampler.clip:
         x_0 = jnp.clip(x_0, -1.0, 1.0)
     if sampler.kind == "ddpm":
         mean, variance = posterior(x_0, x_t, alpha_bar, alpha_bar_prev)
-        return mean + jnp.sqrt(variance) * noise
+        return mean + per_pixel(jnp.sqrt(variance), x_t) * noise
     if sampler.kind != "ddim":
         raise ValueError(f"unknown sampler '{sampler.kind}'; one of {SAMPLERS}")
-    variance = (1.0 - alpha_bar_prev) / (1.0 - alpha_bar) * (1.0 - alpha_bar / alpha_bar_prev)
-    sigma = sampler.eta * jnp.sqrt(variance)
-    direction = jnp.sqrt(jnp.maximum(1.0 - alpha_bar_prev - sigma**2, 0.0)) * eps
-    return jnp.sqrt(alpha_bar_prev) * x_0 + direction + sigma * noise
+    now, before = per_pixel(alpha_bar, x_t), per_pixel(alpha_bar_prev, x_t)
+    sigma = sampler.eta * jnp.sqrt((1.0 - before) / (1.0 - now) * (1.0 - now / before))
+    direction = jnp.sqrt(jnp.maximum(1.0 - before - sigma**2, 0.0)) * eps
+    return jnp.sqrt(before) * x_0 + direction + sigma * noise
 
 
 def sample(
@@ -98,22 +113,56 @@ def sample(
       keys: one key per example [B].
       shape: (H, W, C).
 
-    Returns: float32 [B, H, W, C], in [-1, 1] if the sampler clips, and the trajectory x_t, which costs nothing where
-    it is not used (XLA removes it).
+    Returns: float32 [B, H, W, C], in [-1, 1] if the sampler clips, and the trajectory, which costs nothing where it is
+    not used (XLA removes it).
     """
-    visited = sampling_timesteps(schedule.timesteps, sampler.steps)
+    visited = sampler.visited(schedule)
     alpha_bar = schedule.alpha_bar[visited]
     alpha_bar_prev = jnp.concatenate([alpha_bar[1:], jnp.ones(1)])
     random = sampler.kind == "ddpm" or sampler.eta > 0
     batch = keys.shape[0]
 
-    def body(x_t: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    def body(x_t: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         index, t, now, previous = step
         noise = example_normal(subkeys(keys, index), shape) if random else jnp.zeros(shape)
         output = predict(x_t, jnp.full((batch,), t, jnp.int32))
-        return reverse_step(sampler, output, x_t, now, previous, noise), x_t
+        return reverse_step(sampler, output, x_t, now, previous, noise), (x_t, output)
 
     start = example_normal(subkeys(keys, "x_T"), shape)
-    steps = (jnp.arange(sampler.steps), jnp.asarray(visited), alpha_bar, alpha_bar_prev)
-    x_0, states = jax.lax.scan(body, start, steps)
-    return x_0, Trajectory(x_t=states, t=jnp.asarray(visited))
+    steps = (jnp.arange(len(visited)), jnp.asarray(visited), alpha_bar, alpha_bar_prev)
+    x_0, (states, outputs) = jax.lax.scan(body, start, steps)
+    return x_0, Trajectory(x_t=states, t=jnp.asarray(visited), output=outputs)
+
+
+def sample_until(
+    predict: Predict, schedule: Schedule, sampler: Sampler, keys: jax.Array, shape: tuple[int, ...], last: jax.Array
+) -> jax.Array:
+    """Walks each example from noise at T-1 back to a timestep of its own, by DDIM without noise.
+
+    Args:
+      predict: the network, with its parameters and labels bound.
+      schedule: T timesteps.
+      sampler: of kind "ddim" with eta 0; S equal steps from T-1 to `last`, whatever `last` is.
+      keys: one key per example [B].
+      shape: (H, W, C).
+      last: int32 [B], where each example stops.
+
+    Returns: x_last, float32 [B, H, W, C]; pure noise where `last` is T-1.
+    """
+    if sampler.kind != "ddim" or sampler.eta:
+        raise ValueError("sample_until walks by ddim with eta 0")
+    top = schedule.timesteps - 1
+
+    def place(step: jax.Array) -> jax.Array:
+        return top - jnp.round((top - last) * (step / sampler.steps)).astype(jnp.int32)
+
+    def body(x_t: jax.Array, step: jax.Array) -> tuple[jax.Array, None]:
+        t, following = place(step), place(step + 1)
+        moved = reverse_step(
+            sampler, predict(x_t, t), x_t, schedule.alpha_bar[t], schedule.alpha_bar[following], jnp.zeros(shape)
+        )
+        return jnp.where(per_pixel(t == following, x_t), x_t, moved), None
+
+    start = example_normal(subkeys(keys, "x_T"), shape)
+    x_last, _ = jax.lax.scan(body, start, jnp.arange(sampler.steps))
+    return x_last

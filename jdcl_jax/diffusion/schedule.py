@@ -43,6 +43,29 @@ def zero_terminal_snr(alpha_bar: np.ndarray) -> np.ndarray:
     return root**2
 
 
+def alpha_bars(
+    name: str = "linear",
+    timesteps: int = 1000,
+    *,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    zero_snr: bool = False,
+) -> np.ndarray:
+    """alpha_bar_t for t = 0..T-1 by the schedule's name, float64 [T]; arguments and errors as `make_schedule`.
+
+    The likelihood bound needs these digits: its coefficients divide by beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}, of
+    which float32 keeps only three digits at small t.
+    """
+    if name == "linear":
+        betas = linear_betas(timesteps, beta_start, beta_end)
+    elif name == "cosine":
+        betas = cosine_betas(timesteps)
+    else:
+        raise UserError(f"diffusion.schedule is '{name}'; write one of: {', '.join(SCHEDULES)}")
+    alpha_bar = np.cumprod(1.0 - betas)
+    return zero_terminal_snr(alpha_bar) if zero_snr else alpha_bar
+
+
 def make_schedule(
     name: str = "linear",
     timesteps: int = 1000,
@@ -63,13 +86,5 @@ def make_schedule(
     Raises:
       UserError: an unknown name.
     """
-    if name == "linear":
-        betas = linear_betas(timesteps, beta_start, beta_end)
-    elif name == "cosine":
-        betas = cosine_betas(timesteps)
-    else:
-        raise UserError(f"diffusion.schedule is '{name}'; write one of: {', '.join(SCHEDULES)}")
-    alpha_bar = np.cumprod(1.0 - betas)
-    if zero_snr:
-        alpha_bar = zero_terminal_snr(alpha_bar)
+    alpha_bar = alpha_bars(name, timesteps, beta_start=beta_start, beta_end=beta_end, zero_snr=zero_snr)
     return Schedule(alpha_bar=jnp.asarray(alpha_bar, jnp.float32))

@@ -1,10 +1,14 @@
-"""Which generated images count as those of a task, for a network that takes no class [ours].
+"""Which generated images count as those of a task [ours].
 
-R[i, j] compares generated images "of task j" with task j's test images, but an unconditional
-network does not say what an image is of. So the classifier of the scores decides: task j gets the
-first m images that it assigns to a class of task j, in the order in which they were generated.
-Where there are fewer than m, the images that come closest, by the probability of task j's classes,
-fill up.
+R[i, j] compares generated images "of task j" with task j's test images. A class-conditional network
+was asked for a class, and is taken at its word: task j gets the images that were asked to show its
+classes, whatever they show. So an image of the wrong class counts against the task that asked for
+it, and nothing is filled up: an image that was asked to show another task says nothing of this one.
+
+An unconditional network does not say what an image is of, so the classifier of the scores decides:
+task j gets the first m images that it assigns to a class of task j, in the order in which they were
+generated. Where there are fewer than m, the images that come closest, by the probability of task
+j's classes, fill up.
 
 Why so: the score is always defined; it is always taken on m images, so that its bias, which depends
 on the sample count, is the same in the whole matrix; and a forgotten task scores badly, because its
@@ -54,3 +58,13 @@ def assign(probabilities: np.ndarray, classes: Sequence[int], count: int) -> Ass
     closeness = probabilities[np.ix_(others, own)].sum(axis=1)
     fillers = others[np.argsort(-closeness, kind="stable")]
     return Assignment(np.concatenate([assigned, fillers])[:count], len(assigned))
+
+
+def asked(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """Rows int64 [<= M] of the images that a conditional network was asked for a task, in drawing order.
+
+    Args:
+        labels: int [M], the class that each generated image was asked to show.
+        classes: the task's class ids.
+    """
+    return np.flatnonzero(np.isin(labels, np.asarray(classes, np.int64)))

@@ -5,7 +5,7 @@ distance on Inception features is `fid`, only the kernel distance on them `kid`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -54,7 +54,41 @@ class CoverageScore:
     most: None = None
 
 
-Score = FeatureScore | CoverageScore
+@dataclasses.dataclass(frozen=True)
+class LabelScore:
+    """A score that compares the classes that images were asked to show with those that they show [ours].
+
+    Attributes:
+        description: one line for tables and reports.
+        lower_is_better: direction.
+        compare: (classes asked for [N], classes predicted [N]) -> value, N >= 1.
+    """
+
+    description: str
+    lower_is_better: bool
+    compare: Callable[[np.ndarray, np.ndarray], float]
+    features: None = None
+    least: int = 1
+    most: None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoiserScore:
+    """A score of the denoiser itself, measured elsewhere on test images; it needs no generated image.
+
+    Attributes:
+        description: one line for tables and reports.
+        lower_is_better: direction.
+    """
+
+    description: str
+    lower_is_better: bool = True
+    features: None = None
+    least: int = 1
+    most: None = None
+
+
+Score = FeatureScore | CoverageScore | LabelScore | DenoiserScore
 
 
 def _frechet(real: RealSet, generated: np.ndarray) -> float:
@@ -71,6 +105,14 @@ def _precision(real: RealSet, generated: np.ndarray) -> float:
 
 def _recall(real: RealSet, generated: np.ndarray) -> float:
     return precision_recall.share_inside(real.features, precision_recall.manifold(generated))
+
+
+def _share_equal(asked: np.ndarray, predicted: np.ndarray) -> float:
+    return float(np.mean(asked == predicted))
+
+
+def _bound(variance: str) -> DenoiserScore:
+    return DenoiserScore(f"Bound on the code length in bits/dim with the {variance} variance, held-out test images")
 
 
 def _on(features: str, words: str, names: tuple[str, str, str, str]) -> dict[str, Score]:
@@ -115,6 +157,12 @@ SCORES: dict[str, Score] = {
         True,
         coverage.ard_by_class,
     ),
+    "label_accuracy": LabelScore(
+        "Share of generated images that the classifier gives the class asked for", False, _share_equal
+    ),
+    "bpd_fixed_small": _bound("fixed-small (posterior)"),
+    "bpd_fixed_large": _bound("fixed-large (beta_t)"),
+    "eps_mse": DenoiserScore("Mean over all t of the mean squared error of the predicted noise, held-out test images"),
 }
 
 
@@ -137,15 +185,65 @@ def needed_features(names: Iterable[str]) -> frozenset[str]:
     return frozenset(score.features for score in select(names).values() if score.features)
 
 
-def check_counts(names: Iterable[str], num_samples: int, num_tasks: int) -> None:
+def needs_likelihood(names: Iterable[str]) -> list[str]:
+    """Which of these scores are measured on the denoiser, so only if `evaluation.likelihood.images` > 0; in order."""
+    return [name for name, score in select(names).items() if isinstance(score, DenoiserScore)]
+
+
+def check_measured(names: Iterable[str], measured: Collection[str]) -> None:
+    """Checks that every chosen score of the denoiser is among the `measured` ones.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name in needs_likelihood(names):
+        if name not in measured:
+            raise UserError(
+                f"evaluation.scores has {name}; write evaluation.likelihood.images=16 (test images per task to "
+                f"measure it on), or leave {name} out"
+            )
+
+
+def check_conditional(names: Iterable[str], conditional: bool) -> None:
+    """Checks that no chosen score needs a class-conditional denoiser where there is none.
+
+    Raises:
+        UserError: a score of the classes asked for, and an unconditional denoiser.
+    """
+    for name, score in select(names).items():
+        if isinstance(score, LabelScore) and not conditional:
+            raise UserError(
+                f"evaluation.scores has {name}, but the denoiser is not asked for classes; "
+                f"write model.class_conditional=True, or leave {name} out"
+            )
+
+
+def check_counts(
+    names: Iterable[str], num_samples: int, num_tasks: int, group_sizes: Sequence[int] | None = None
+) -> None:
     """Checks before a run that every score is defined with so many generated images.
+
+    Args:
+        names: scores.
+        num_samples: generated images after each task.
+        num_tasks: number of tasks of the run.
+        group_sizes: how many classes each task has, if the denoiser is conditional and its samples run
+            through the seen classes in turn; then a task has no more images than were asked for it.
 
     Raises:
         UserError: a score would get fewer images per task than it needs.
     """
     for name, score in select(names).items():
-        if num_samples // num_tasks < score.least:
+        enough = max([score.least * num_tasks, *_until_asked(score.least, group_sizes or ())])
+        if num_samples < enough:
             raise UserError(
                 f"{num_samples} generated images for {num_tasks} tasks are too few for {name}: "
-                f"generate at least {score.least * num_tasks}"
+                f"generate at least {enough}"
             )
+
+
+def _until_asked(least: int, group_sizes: Sequence[int]) -> list[int]:
+    """How many samples it takes until each task had `least`, when sample i shows class i modulo their number."""
+    rounds = [divmod(least - 1, size) for size in group_sizes]
+    starts = [sum(group_sizes[:task]) for task in range(len(group_sizes))]
+    return [whole * sum(group_sizes) + start + rest + 1 for (whole, rest), start in zip(rounds, starts, strict=True)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jdcl_jax.diffusion.process import posterior
-from jdcl_jax.diffusion.schedule import cosine_betas, linear_betas, make_schedule, zero_terminal_snr
+from jdcl_jax.diffusion.schedule import alpha_bars, cosine_betas, linear_betas, make_schedule, zero_terminal_snr
 from jdcl_jax.errors import UserError
 
 
@@ -80,3 +80,29 @@ def test_cosine_schedule_follows_its_cosine() -> None:
 def test_unknown_schedule_names_the_known_ones() -> None:
     with pytest.raises(UserError, match="linear, cosine"):
         make_schedule("linea")
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_float64_alpha_bars_are_what_the_schedule_stores(name: str, zero_snr: bool) -> None:
+    exact = alpha_bars(name, 300, beta_start=1e-3, beta_end=0.03, zero_snr=zero_snr)
+    stored = make_schedule(name, 300, beta_start=1e-3, beta_end=0.03, zero_snr=zero_snr).alpha_bar
+    assert exact.dtype == np.float64
+    np.testing.assert_array_equal(stored, exact.astype(np.float32))
+    betas = np.linspace(1e-3, 0.03, 300) if name == "linear" else cosine_betas(300)
+    plain = np.cumprod(1 - betas)
+    np.testing.assert_array_equal(exact, zero_terminal_snr(plain) if zero_snr else plain)
+
+
+def test_float64_alpha_bars_keep_the_digits_of_small_betas() -> None:
+    def beta(alpha_bar: np.ndarray) -> np.ndarray:
+        return 1 - alpha_bar[1:] / alpha_bar[:-1]
+
+    exact, betas = alpha_bars("linear", 1000), linear_betas(1000)[1:]
+    np.testing.assert_allclose(beta(exact), betas, rtol=1e-11)
+    assert abs(beta(exact.astype(np.float32))[0] / betas[0] - 1) > 1e-5
+
+
+def test_unknown_alpha_bars_name_the_known_ones() -> None:
+    with pytest.raises(UserError, match="linear, cosine"):
+        alpha_bars("linea")

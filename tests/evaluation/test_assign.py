@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jdcl_jax.errors import UserError
-from jdcl_jax.evaluation.assign import assign
+from jdcl_jax.evaluation.assign import asked, assign
 
 # Six images, three classes; the classifier says 0, 1, 0, 2, 1, 0.
 PROBABILITIES = np.array(
@@ -49,3 +49,10 @@ def test_all_images_can_be_asked_for_but_not_more_and_not_none():
     for count in (0, 7):
         with pytest.raises(UserError, match=f"cannot take {count} of 6"):
             assign(PROBABILITIES, (1,), count)
+
+
+def test_images_asked_for_a_task_are_all_of_its_classes_in_drawing_order():
+    labels = np.array([3, 0, 1, 3, 0, 2, 1], np.int32)
+    assert asked(labels, (1, 3)).tolist() == [0, 2, 3, 6]
+    assert asked(labels, (0,)).tolist() == [1, 4]
+    assert asked(labels, (5,)).tolist() == []

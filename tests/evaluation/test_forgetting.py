@@ -23,6 +23,7 @@ def test_summary_of_a_score_where_higher_is_better():
             "incremental": (0.9 + (0.95 + 0.8) / 2 + (0.5 + 0.7 + 0.6) / 3) / 3,
             "forgetting_max": ((0.95 - 0.5) + (0.8 - 0.7)) / 2,
             "bwt": ((0.5 - 0.9) + (0.7 - 0.8)) / 2,
+            "rise": ((0.9 - 0.5) + (0.8 - 0.7)) / 2,
         }
     )
 
@@ -37,6 +38,7 @@ def test_summary_of_a_score_where_lower_is_better():
             "incremental": (2 + 4.5 + 13 / 3) / 3,
             "forgetting_max": ((9 - 2) + (3 - 4)) / 2,
             "bwt": ((2 - 9) + (4 - 3)) / 2,
+            "rise": ((9 - 2) + (3 - 4)) / 2,
         }
     )
 
@@ -53,6 +55,28 @@ def test_negating_a_score_and_its_direction_keeps_forgetting_and_transfer():
     higher, lower = values(MATRIX, UNION, False), values(-MATRIX, UNION, True)
     assert higher["forgetting_max"] == pytest.approx(lower["forgetting_max"])
     assert higher["bwt"] == pytest.approx(lower["bwt"])
+    assert higher["rise"] == pytest.approx(lower["rise"])
+
+
+def test_the_rise_counts_from_a_tasks_first_score_and_forgetting_from_its_best():
+    # FID of task 1: 10 when learned, 6 at its best, 30 at the end; of task 2: 20, then 24.
+    matrix = [[10, NAN, NAN], [6, 20, NAN], [30, 24, 15]]
+    summary = values(matrix, [1, 1, 1], True)
+    assert summary["rise"] == pytest.approx(((30 - 10) + (24 - 20)) / 2) == -summary["bwt"]
+    assert summary["forgetting_max"] == pytest.approx(((30 - 6) + (24 - 20)) / 2)
+
+
+def test_published_names_stand_beside_the_formulas_that_they_belong_to():
+    lower, higher = summarise(MATRIX, UNION, True), summarise(MATRIX, UNION, False)
+    for name, published in {
+        "average": ["AFQ of CLoG", "of fid, AFID of arXiv 2509.23593"],
+        "incremental": ["AIQ of CLoG"],
+        "rise": ["FR of CLoG", "F of arXiv 2509.23593"],
+    }.items():
+        assert [words for words in published if words not in lower[name]["formula"]] == []
+    assert "CLoG" not in higher["rise"]["formula"], "theirs is of scores where lower is better"
+    assert lower["rise"]["formula"].startswith("mean_{j<T} (R[T,j] - R[j,j]), lower is better")
+    assert higher["rise"]["formula"].startswith("mean_{j<T} (R[j,j] - R[T,j]), higher is better")
 
 
 def test_formula_says_which_form_was_used():
@@ -72,6 +96,7 @@ def test_one_task_has_no_forgetting_and_no_transfer():
         "incremental": 0.3,
         "forgetting_max": None,
         "bwt": None,
+        "rise": None,
     }
 
 
@@ -92,6 +117,7 @@ def test_a_value_that_needs_an_unknown_entry_is_none_and_never_nan():
         "incremental": None,
         "forgetting_max": None,
         "bwt": pytest.approx(-0.25),
+        "rise": pytest.approx(0.25),
     }
 
 
