@@ -11,6 +11,7 @@ from jdcl_jax.diffusion.process import prediction_target, q_sample, squared_erro
 from jdcl_jax.diffusion.sampler import Predict, Sampler, guided, sample
 from jdcl_jax.keys import example_normal, subkeys
 from jdcl_jax.methods.method import Phase, Setup
+from jdcl_jax.methods.timesteps import TimestepLaw, draw_timesteps
 from jdcl_jax.training.state import Context, PyTree
 from jdcl_jax.training.streams import Stream
 
@@ -24,13 +25,12 @@ class Noised(NamedTuple):
     target: jax.Array
 
 
-def noise_examples(setup: Setup, examples: Examples) -> Noised:
-    """Noises each example at its own t ~ U{0..T-1}, drawn from its own key.
+def noise_examples(setup: Setup, examples: Examples, law: TimestepLaw | None = None) -> Noised:
+    """Noises each example at its own t, drawn from its own key: uniform on 0..T-1, or by another law.
 
     Labels of a conditional denoiser become "no class" with probability `label_dropout`.
     """
-    timesteps = setup.schedule.timesteps
-    t = jax.vmap(lambda key: jax.random.randint(key, (), 0, timesteps))(subkeys(examples.key, "t"))
+    t = draw_timesteps(law or TimestepLaw(setup.schedule.timesteps), subkeys(examples.key, "t"))
     eps = example_normal(subkeys(examples.key, "eps"), setup.image_shape)
     x_t = q_sample(setup.schedule, examples.image, t, eps)
     target = prediction_target(setup.schedule, setup.sampler.prediction, examples.image, t, eps)
@@ -69,9 +69,12 @@ def match(setup: Setup, params: PyTree, parts: Sequence[tuple[Noised, jax.Array,
     return losses
 
 
-def denoising_losses(setup: Setup, params: PyTree, batches: Sequence[Examples]) -> list[jax.Array]:
-    """The simple loss of DDPM, one [] for each batch."""
-    noised = [noise_examples(setup, examples) for examples in batches]
+def denoising_losses(
+    setup: Setup, params: PyTree, batches: Sequence[Examples], laws: Sequence[TimestepLaw | None] | None = None
+) -> list[jax.Array]:
+    """The simple loss of DDPM, one [] for each batch; `laws` of their timesteps where they are not uniform."""
+    laws = laws or [None] * len(batches)
+    noised = [noise_examples(setup, examples, law) for examples, law in zip(batches, laws, strict=True)]
     return match(setup, params, [(n, n.target, e.key) for n, e in zip(noised, batches, strict=True)])
 
 
@@ -95,7 +98,7 @@ def generate(
     return images
 
 
-def plain_phase(setup: Setup, stream: Stream, *, name: str = "train", steps: int | None = None) -> Phase:
+def plain_phase(setup: Setup, stream: Stream, steps: int, *, name: str = "train") -> Phase:
     """Plain training on one stream called "current"."""
 
     def loss(params: PyTree, batch: dict[str, Examples], context: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -103,4 +106,4 @@ def plain_phase(setup: Setup, stream: Stream, *, name: str = "train", steps: int
         (value,) = denoising_losses(setup, params, [batch["current"]])
         return value, {}
 
-    return Phase(name, loss, {"current": stream}, steps or setup.steps, passes=3)
+    return Phase(name, loss, {"current": stream}, steps, passes=3)

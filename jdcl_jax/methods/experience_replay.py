@@ -3,70 +3,79 @@
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 
 from jdcl_jax.data.batches import Examples
 from jdcl_jax.errors import UserError
-from jdcl_jax.keys import named_key
-from jdcl_jax.methods.buffer import POLICIES, buffer_rows, empty_buffer, fill, task_generator
+from jdcl_jax.methods import rehearsal, timesteps
 from jdcl_jax.methods.denoising import denoising_losses, plain_phase
-from jdcl_jax.methods.method import Memory, Method, Phase
+from jdcl_jax.methods.method import Phase
+from jdcl_jax.methods.timesteps import law_of_options
 from jdcl_jax.training.state import Context, PyTree
-from jdcl_jax.training.streams import Stream
+
+FORMS = ("additive", "convex", "concatenated")
 
 DEFAULTS: dict[str, object] = {
-    "buffer_size": 200,  # examples in total, not per class [ours, from the grid of methods on 2303.15342]
-    "buffer_policy": "class_balanced",
+    **rehearsal.DEFAULTS,
     "rehearsal_coefficient": 1.0,  # 1 is plain experience replay; the paper finds less to be better
+    "form": "additive",
+    **timesteps.DEFAULTS,
 }
 
 
-class ExperienceReplay(Method):
-    """loss = MSE on the current batch + rehearsal_coefficient * MSE on the buffer's [ours: the additive form]."""
+class ExperienceReplay(rehearsal.BufferMethod):
+    """Trains on the current batch and one from the buffer; lambda is the rehearsal coefficient [ours: all three forms].
+
+    additive: loss = MSE_current + lambda MSE_buffer.
+    convex: loss = (1 - lambda) MSE_current + lambda MSE_buffer, lambda <= 1.
+    concatenated: one batch of B current and lambda B old images, rounded; every image weighs the same.
+    """
 
     def check(self) -> None:
-        size, classes = self.options["buffer_size"], sum(map(len, self.setup.groups))
-        if size < classes:
-            raise UserError(f"method.buffer_size is {size} in total, less than one per class; write at least {classes}")
-        if self.options["rehearsal_coefficient"] < 0:
+        super().check()
+        form, coefficient = self.options["form"], self.options["rehearsal_coefficient"]
+        if form not in FORMS:
+            raise UserError(f"method.form is '{form}'; write one of: {', '.join(FORMS)}")
+        if coefficient < 0:
             raise UserError("method.rehearsal_coefficient is negative; write 0 or more")
-        if self.options["buffer_policy"] not in POLICIES:
+        if form == "convex" and coefficient > 1:
+            raise UserError(f"method.rehearsal_coefficient is {coefficient}; with method.form=convex write 0 to 1")
+        if form == "concatenated" and self._old_images() < 1:
             raise UserError(
-                f"method.buffer_policy is '{self.options['buffer_policy']}'; write one of: {', '.join(POLICIES)}"
+                f"method.rehearsal_coefficient is {coefficient}: with method.form=concatenated a batch of "
+                f"{self.setup.batch_size} would hold no old image; write at least {1 / self.setup.batch_size:g}"
             )
+        law_of_options(self.options, self.setup.schedule.timesteps)
+
+    def _old_images(self) -> int:
+        if self.options["form"] != "concatenated":
+            return self.setup.batch_size
+        return round(self.options["rehearsal_coefficient"] * self.setup.batch_size)
+
+    def _weights(self) -> tuple[float, float]:
+        coefficient, form = self.options["rehearsal_coefficient"], self.options["form"]
+        if form == "additive":
+            return 1.0, coefficient
+        if form == "convex":
+            return 1.0 - coefficient, coefficient
+        share = self._old_images() / (self.setup.batch_size + self._old_images())
+        return 1.0 - share, share
 
     def phases(self, task: int) -> Sequence[Phase]:
         if task == 0:
-            return [plain_phase(self.setup, self.current_stream())]
-        setup, coefficient = self.setup, self.options["rehearsal_coefficient"]
+            return [plain_phase(self.setup, self.current_stream(), self.setup.steps[task])]
+        setup, (of_current, of_buffer) = self.setup, self._weights()
+        laws = [None, law_of_options(self.options, setup.schedule.timesteps)]
 
         def loss(
             params: PyTree, batch: dict[str, Examples], context: Context
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
             del context
-            current, rehearsed = denoising_losses(setup, params, [batch["current"], batch["buffer"]])
-            return current + coefficient * rehearsed, {"loss_current": current, "loss_buffer": rehearsed}
+            current, rehearsed = denoising_losses(setup, params, [batch["current"], batch["buffer"]], laws)
+            return of_current * current + of_buffer * rehearsed, {"loss_current": current, "loss_buffer": rehearsed}
 
-        streams = {
-            "current": self.current_stream(),
-            "buffer": Stream(setup.batch_size, rows=buffer_rows("buffer"), flip=setup.flip),
-        }
-        return [Phase("rehearse", loss, streams, setup.steps, passes=6)]
-
-    def context(self, memory: Memory, task: int) -> dict[str, PyTree]:
-        return {"current": self.task_range(task), "buffer": memory["buffer"]}
-
-    def init_memory(self, params: PyTree) -> Memory:
-        del params
-        return {"buffer": empty_buffer(self.options["buffer_size"])}
-
-    def end_task(self, memory: Memory, params: PyTree, task: int) -> Memory:
-        del params
-        start, size = self.setup.start(task), self.setup.task_sizes[task]
-        rows = np.arange(start, start + size, dtype=np.int32)
-        generator = task_generator(named_key(self.setup.seed, "task", task, "end"))
-        policy = self.options["buffer_policy"]
-        return {"buffer": fill(memory["buffer"], rows, self.setup.labels, policy=policy, generator=generator)}
+        streams = {"current": self.current_stream(), "buffer": self.buffer_stream(self._old_images())}
+        passes = 3 + 3 * self._old_images() / setup.batch_size
+        return [Phase("rehearse", loss, streams, setup.steps[task], passes=passes)]
 
 
 METHODS = {"er": (ExperienceReplay, DEFAULTS)}

@@ -12,7 +12,7 @@ class Finetune(Method):
     """Plain training on the current task's data, from the parameters that the task before left."""
 
     def phases(self, task: int) -> Sequence[Phase]:
-        return [plain_phase(self.setup, self.current_stream())]
+        return [plain_phase(self.setup, self.current_stream(), self.setup.steps[task])]
 
 
 METHODS = {"finetune": (Finetune, DEFAULTS)}

@@ -2,21 +2,22 @@
 
 import jax
 
+from jdcl_jax.methods import sample_replay
 from jdcl_jax.methods.denoising import Noised
-from jdcl_jax.methods.teacher import TeacherReplay
-from jdcl_jax.training.state import PyTree
+from jdcl_jax.methods.sample_replay import SampleReplay
+from jdcl_jax.training.state import Context
 
 DEFAULTS: dict[str, object] = {
-    "teacher_steps": 2,  # S, DDIM steps of the teacher [code]
     "replay_weight": 1.0,  # lambda [code]
+    **sample_replay.DEFAULTS,
 }
 
 
-class GenerativeReplay(TeacherReplay):
+class GenerativeReplay(SampleReplay):
     """The target on a re-noised teacher sample is the noise that was added."""
 
-    def target(self, noised: Noised, teacher: PyTree) -> jax.Array:
-        del teacher
+    def target(self, noised: Noised, context: Context) -> jax.Array:
+        del context
         return noised.target
 
 

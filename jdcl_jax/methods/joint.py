@@ -22,9 +22,9 @@ class Joint(Method):
 
     def phases(self, task: int) -> Sequence[Phase]:
         if task == 0 or not self.options["compute_matched"]:
-            return [plain_phase(self.setup, self.current_stream())]
-        steps = round(self.setup.steps * (self.options["teacher_steps"] + 7) / 3)
-        return [plain_phase(self.setup, self.current_stream(), name="train_matched", steps=steps)]
+            return [plain_phase(self.setup, self.current_stream(), self.setup.steps[task])]
+        steps = round(self.setup.steps[task] * (self.options["teacher_steps"] + 7) / 3)
+        return [plain_phase(self.setup, self.current_stream(), steps, name="train_matched")]
 
     def context(self, memory: Memory, task: int) -> dict[str, PyTree]:
         return {"current": self.seen_range(task)}

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jdcl_jax.diffusion.sampler import Sampler
 from jdcl_jax.diffusion.schedule import Schedule
+from jdcl_jax.training.gradients import Gradient, Loss, descend
 from jdcl_jax.training.state import PyTree, Range
-from jdcl_jax.training.step import Loss
+from jdcl_jax.training.step import Observe, Penalty, Track, Tracked
 from jdcl_jax.training.streams import Stream, range_rows
 
 DENOISER = "denoiser"
@@ -37,9 +38,10 @@ class Setup:
       groups: the classes of every task.
       task_sizes: training examples of every task.
       labels: label of every training row, rows sorted by task; int32 [N].
-      steps: train steps a task.
+      steps: train steps of every task.
       batch_size: examples a step of the current task (and as many again of replay).
       flip: mirror training images at random.
+      ema: whether the run keeps an average of the parameters.
       seed: the run's seed.
     """
 
@@ -53,10 +55,16 @@ class Setup:
     groups: tuple[tuple[int, ...], ...]
     task_sizes: tuple[int, ...]
     labels: np.ndarray
-    steps: int
+    steps: tuple[int, ...]
     batch_size: int
     flip: bool
+    ema: bool
     seed: int
+
+    @property
+    def num_tasks(self) -> int:
+        """Tasks of the sequence."""
+        return len(self.groups)
 
     def start(self, task: int) -> int:
         """The first training row of a task (from 0)."""
@@ -65,24 +73,54 @@ class Setup:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with one loss; compiled once for the whole run under its name.
+    """A stretch of training with one loss, or of observation; compiled once for the whole run under its name.
+
+    Exactly one of `loss`, `gradient` and `observe` is given.
 
     Attributes:
-      name: what the person sees; also names the random keys.
+      name: what the person sees, and what it is compiled under.
       loss: (params, batch, context) -> (loss, metrics).
       streams: name -> where examples come from.
       steps: how many steps.
-      passes: cost of a step in forward passes of `batch_size` images, a backward pass counting as two
+      passes: cost of a step in forward passes of `Setup.batch_size` images, a backward pass counting as two
         (arXiv 2311.14028's own account: 3 for plain training).
+      gradient: instead of a loss, where the gradient is more than that of one loss.
+      observe: instead of a loss: parameters stay, `TrainState.tracked` is added to.
+      penalty: a term of the loss that sees no examples.
+      track: what is added up in `TrainState.tracked` at every update.
       network: which network is updated.
     """
 
     name: str
-    loss: Loss
+    loss: Loss | None
     streams: Mapping[str, Stream]
     steps: int
     passes: float
+    gradient: Gradient | None = None
+    observe: Observe | None = None
+    penalty: Penalty | None = None
+    track: Track | None = None
     network: str = DENOISER
+
+    def __post_init__(self) -> None:
+        if sum(x is not None for x in (self.loss, self.gradient, self.observe)) != 1:
+            raise ValueError(f"phase {self.name} needs exactly one of loss, gradient and observe")
+
+    @property
+    def descent(self) -> Gradient:
+        """How the gradient is made."""
+        if self.gradient is not None:
+            return self.gradient
+        assert self.loss is not None
+        return descend(self.loss)
+
+
+class Learned(NamedTuple):
+    """What training has left, on the host: raw parameters, their average (the same where none is kept), tracked."""
+
+    params: PyTree
+    averaged: PyTree
+    tracked: Tracked = {}  # noqa: RUF012 (never written to)
 
 
 @dataclass(frozen=True)
@@ -115,10 +153,25 @@ class Method:
         del params
         return {}
 
-    def end_task(self, memory: Memory, params: PyTree, task: int) -> Memory:
-        """What it keeps after a task, given the denoiser's raw parameters."""
-        del params, task
+    def init_tracked(self, params: PyTree) -> Tracked:
+        """Zeros for what its phases add up in `TrainState.tracked`."""
+        del params
+        return {}
+
+    def end_phase(self, memory: Memory, learned: Learned, task: int, phase: Phase) -> Memory:
+        """What it keeps after a phase that observes and is not the task's last, for the phases that follow."""
+        del learned, task, phase
         return memory
+
+    def end_task(self, memory: Memory, learned: Learned, task: int) -> Memory:
+        """What it keeps after a task."""
+        del learned, task
+        return memory
+
+    def kept_rows(self, memory: Memory) -> np.ndarray:
+        """The training rows that it keeps, int32 [n]; their loss against that on held-out images shows memorising."""
+        del memory
+        return np.zeros(0, np.int32)
 
     def task_range(self, task: int) -> Range:
         """The training rows of one task."""

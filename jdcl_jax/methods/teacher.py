@@ -1,8 +1,4 @@
-"""Replay from a teacher: fresh samples of the frozen model of the task before, drawn inside every step.
-
-Generative replay and generative distillation differ in one thing only, the target on these samples, so both are this
-class with that one method filled in (arXiv 2311.14028).
-"""
+"""What the methods with a teacher share: the frozen model of the task before, and how the two losses are weighed."""
 
 from collections.abc import Sequence
 
@@ -11,79 +7,89 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdcl_jax.data.batches import Examples
-from jdcl_jax.diffusion.sampler import Sampler
 from jdcl_jax.errors import UserError
 from jdcl_jax.keys import subkeys
-from jdcl_jax.methods.denoising import Noised, generate, match, noise_examples, plain_phase
-from jdcl_jax.methods.method import Memory, Method, Phase, Setup
+from jdcl_jax.methods.denoising import plain_phase
+from jdcl_jax.methods.method import Learned, Memory, Method, Phase
 from jdcl_jax.training.state import Context, PyTree
-from jdcl_jax.training.streams import Stream
+from jdcl_jax.training.streams import Streams
+
+TEACHERS = ("last", "ema")
+WEIGHTINGS = ("by_task", "sum")
+
+DEFAULTS: dict[str, object] = {
+    "teacher": "last",  # the raw parameters after the task before [code], or "ema", their average
+    "weighting": "by_task",  # 1/k and 1 - 1/k [code], or "sum": 1 and 1 (arXiv 2509.23593 [paper])
+}
 
 
-def teacher_stream(setup: Setup, steps: int) -> Stream:
-    """Fresh samples of the teacher in `context.method["teacher"]`: DDIM, eta 0, x_0 clipped, S = `steps` [code].
-
-    The sampler of the evaluation has no part in it. A conditional teacher is asked for old classes, all equally likely,
-    with the guidance of the setup.
-    """
-    sampler = Sampler("ddim", steps, eta=0.0, clip=True, prediction=setup.sampler.prediction)
-
-    def draw(context: Context, keys: jax.Array) -> Examples:
-        labels = _old_labels(context, subkeys(keys, "class"))
-        teacher = context.method["teacher"]
-        images = generate(setup, teacher, labels if setup.num_classes else None, subkeys(keys, "sample"), sampler)
-        return Examples(image=jax.lax.stop_gradient(images), label=labels, key=keys)
-
-    return Stream(setup.batch_size, draw=draw)
-
-
-def _old_labels(context: Context, keys: jax.Array) -> jax.Array:
+def old_labels(context: Context, keys: jax.Array) -> jax.Array:
+    """A label of an old class for each key, all equally likely: keys [B] -> int32 [B]."""
     old = context.method["old"]
     places = jax.vmap(lambda key: jax.random.randint(key, (), 0, old["count"]))(keys)
     return old["classes"][places]
 
 
-class TeacherReplay(Method):
-    """loss = (1/k) MSE_current + (1 - 1/k) lambda MSE_replay in task k >= 2 (from 1) [code].
+class TeacherMethod(Method):
+    """loss = (1/k) MSE_current + (1 - 1/k) lambda MSE_old in task k >= 2 (from 1), lambda = `replay_weight` [code].
 
-    The teacher is a copy of the raw parameters after the task before. Every step draws as many fresh samples as the
-    batch has current images, re-noises them at a t of their own and asks for `target`.
+    With weighting "sum" it is MSE_current + lambda MSE_old.
+
+    Subclasses say what the student is asked about the old tasks, and what it should answer.
     """
 
     phase_name = "replay"
-    target_passes = 0
 
     def check(self) -> None:
-        steps = self.options["teacher_steps"]
-        if not 1 <= steps <= self.setup.schedule.timesteps:
-            raise UserError(f"method.teacher_steps is {steps}; write 1 to {self.setup.schedule.timesteps}")
         if self.options["replay_weight"] < 0:
             raise UserError("method.replay_weight (lambda) is negative; write 0 or more")
+        for key, choices in (("teacher", TEACHERS), ("weighting", WEIGHTINGS)):
+            if self.options[key] not in choices:
+                raise UserError(f"method.{key} is '{self.options[key]}'; write one of: {', '.join(choices)}")
+        if self.options["teacher"] == "ema" and not self.setup.ema:
+            raise UserError("method.teacher=ema needs an average; write train.ema=0.995 or method.teacher=last")
 
-    def target(self, noised: Noised, teacher: PyTree) -> jax.Array:
-        """What the student should say about the noised teacher samples, [B, H, W, C]."""
+    def losses(self, params: PyTree, batch: dict[str, Examples], context: Context) -> tuple[jax.Array, jax.Array]:
+        """MSE on the current task and on the old ones, [] each."""
+        raise NotImplementedError
+
+    def old_streams(self) -> Streams:
+        """Where the old examples come from."""
+        raise NotImplementedError
+
+    def old_passes(self) -> float:
+        """Cost of the old part of a step, in forward passes of a batch."""
         raise NotImplementedError
 
     def phases(self, task: int) -> Sequence[Phase]:
+        setup = self.setup
         if task == 0:
-            return [plain_phase(self.setup, self.current_stream())]
-        setup, steps = self.setup, self.options["teacher_steps"]
+            return [plain_phase(setup, self.current_stream(), setup.steps[task])]
 
         def loss(
             params: PyTree, batch: dict[str, Examples], context: Context
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
-            new, old = noise_examples(setup, batch["current"]), noise_examples(setup, batch["replay"])
-            target = jax.lax.stop_gradient(self.target(old, context.method["teacher"]))
-            halves = [(new, new.target, batch["current"].key), (old, target, batch["replay"].key)]
-            current, replay = match(setup, params, halves)
-            share = 1.0 / context.method["task_number"]
-            total = share * current + (1.0 - share) * self.options["replay_weight"] * replay
-            return total, {"loss_current": current, "loss_replay": replay}
+            current, old = self.losses(params, batch, context)
+            of_current, of_old = self._weights(context)
+            total = of_current * current + of_old * self.options["replay_weight"] * old
+            return total, {"loss_current": current, "loss_replay": old}
 
-        streams = {"current": self.current_stream(), "replay": teacher_stream(setup, steps)}
-        guided = 2 if setup.num_classes and setup.guidance > 0 else 1
-        passes = 6 + guided * steps + self.target_passes
-        return [Phase(self.phase_name, loss, streams, setup.steps, passes=passes)]
+        streams = {"current": self.current_stream(), **self.old_streams()}
+        return [Phase(self.phase_name, loss, streams, setup.steps[task], passes=3 + self.old_passes())]
+
+    def _weights(self, context: Context) -> tuple[jax.Array | float, jax.Array | float]:
+        if self.options["weighting"] == "sum":
+            return 1.0, 1.0
+        share = 1.0 / context.method["task_number"]
+        return share, 1.0 - share
+
+    def teacher_output(self, context: Context, x_t: jax.Array, t: jax.Array, labels: jax.Array | None) -> jax.Array:
+        """What the frozen teacher says, [B, H, W, C]; no gradient passes."""
+        return jax.lax.stop_gradient(self.setup.apply(context.method["teacher"], x_t, t, labels, None))
+
+    def asked_labels(self, examples: Examples) -> jax.Array | None:
+        """The labels of examples for a conditional denoiser, none dropped; else None."""
+        return examples.label if self.setup.num_classes else None
 
     def context(self, memory: Memory, task: int) -> dict[str, PyTree]:
         classes = np.array([c for group in self.setup.groups for c in group], np.int32)
@@ -98,6 +104,12 @@ class TeacherReplay(Method):
     def init_memory(self, params: PyTree) -> Memory:
         return {"teacher": jax.tree.map(jnp.zeros_like, params)}
 
-    def end_task(self, memory: Memory, params: PyTree, task: int) -> Memory:
-        del memory, task
-        return {"teacher": jax.tree.map(jnp.copy, params)}
+    def end_task(self, memory: Memory, learned: Learned, task: int) -> Memory:
+        del task
+        chosen = learned.averaged if self.options["teacher"] == "ema" else learned.params
+        return {**memory, "teacher": jax.tree.map(jnp.copy, chosen)}
+
+
+def start_labels(context: Context, keys: jax.Array) -> jax.Array:
+    """Old labels by the key "class" of each example."""
+    return old_labels(context, subkeys(keys, "class"))

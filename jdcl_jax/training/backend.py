@@ -50,7 +50,7 @@ def share_cpu(batch_size: int = 2) -> None:
     where the user says how many devices there are (JAX_NUM_CPU_DEVICES, or the option in XLA_FLAGS).
     """
     asked_otherwise = DEVICES_VARIABLE in os.environ or DEVICES_FLAG in os.environ.get("XLA_FLAGS", "")
-    if asked_otherwise or _accelerator_expected() or _cores() < 2 or batch_size % 2:
+    if asked_otherwise or accelerator_expected() or usable_cores() < 2 or batch_size % 2:
         return
     import jax
 
@@ -61,7 +61,7 @@ def share_cpu(batch_size: int = 2) -> None:
     logger.info("XLA:CPU: two devices share the processor")
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -94,7 +94,7 @@ def _restart_helps() -> bool:
     watched = sys.gettrace() is not None or bool(sys.flags.interactive)
     if asked_otherwise or not repeatable or watched:
         return False
-    return _glibc_version() >= (2, 35) and _hugepages_on_request() and not _accelerator_expected()
+    return _glibc_version() >= (2, 35) and _hugepages_on_request() and not accelerator_expected()
 
 
 def _glibc_version() -> tuple[int, ...]:
@@ -114,7 +114,7 @@ def _hugepages_on_request() -> bool:
         return False
 
 
-def _accelerator_expected() -> bool:
+def accelerator_expected() -> bool:
     """Whether JAX may find a GPU or TPU, judged without importing it."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:

@@ -54,6 +54,7 @@ class TrainState:
       params: the network's parameters.
       ema: their exponential moving average, or None where it is off.
       opt_state: the optimiser's state.
+      tracked: what a method adds up while it trains or observes, by name; zero when a task begins.
     """
 
     step: jax.Array
@@ -61,6 +62,7 @@ class TrainState:
     params: PyTree
     ema: PyTree
     opt_state: optax.OptState
+    tracked: dict[str, PyTree]
 
     @property
     def averaged(self) -> PyTree:
@@ -68,7 +70,9 @@ class TrainState:
         return self.params if self.ema is None else self.ema
 
 
-def create_state(params: PyTree, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
+def create_state(
+    params: PyTree, optimizer: optax.GradientTransformation, *, ema: bool, tracked: dict[str, PyTree] | None = None
+) -> TrainState:
     """A state at step 0; the average starts as a copy of the parameters."""
     average = jax.tree.map(jnp.copy, params) if ema else None
     return TrainState(
@@ -77,6 +81,7 @@ def create_state(params: PyTree, optimizer: optax.GradientTransformation, *, ema
         params=params,
         ema=average,
         opt_state=optimizer.init(params),
+        tracked=tracked or {},
     )
 
 
@@ -84,3 +89,8 @@ def begin_phase(state: TrainState, optimizer: optax.GradientTransformation, *, r
     """The state in which a phase starts: step 0 and, if asked, a fresh optimiser state."""
     opt_state = optimizer.init(state.params) if reset_optimizer else state.opt_state
     return dataclasses.replace(state, step=jnp.zeros((), jnp.int32), opt_state=opt_state)
+
+
+def begin_task(state: TrainState) -> TrainState:
+    """The state in which a task starts: nothing tracked yet."""
+    return dataclasses.replace(state, tracked=jax.tree.map(jnp.zeros_like, state.tracked))

@@ -1,4 +1,8 @@
-"""The train step: one pure function for every method and every way of mapping it over devices."""
+"""The steps: pure functions for every method and every way of mapping them over devices.
+
+A train step changes the parameters. An observe step leaves them alone and adds something up over examples: a Fisher
+information, a set of replay images.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -7,13 +11,19 @@ import jax.numpy as jnp
 import optax
 
 from jdcl_jax.data.batches import Examples
+from jdcl_jax.training.gradients import Across, Gradient, Metrics, across
 from jdcl_jax.training.state import Context, PyTree, TrainState
 from jdcl_jax.training.streams import Fed, Streams, draw_batch
 
-Metrics = dict[str, jax.Array]
-Loss = Callable[[PyTree, dict[str, Examples], Context], tuple[jax.Array, Metrics]]
-"""(params, batch, context) -> (loss [], metrics). Randomness comes from the examples' own keys, so that the loss of an
-example does not depend on the device that computes it. Means are over the examples of this device."""
+Tracked = dict[str, PyTree]
+Penalty = Callable[[PyTree, Context], jax.Array]
+"""(params, context) -> [], added to the loss; it sees no examples."""
+
+Track = Callable[[Tracked, PyTree, PyTree], Tracked]
+"""(tracked, gradient of the loss without penalty, update of the parameters) -> tracked."""
+
+Observe = Callable[[Tracked, PyTree, dict[str, Examples], Context, jax.Array, Across], tuple[Tracked, Metrics]]
+"""(tracked, params, batch, context, number of the step, across) -> (tracked, metrics), the same on all devices."""
 
 Step = Callable[..., tuple[TrainState, Metrics]]
 
@@ -30,21 +40,26 @@ def train_step(
     ids: Mapping[str, jax.Array],
     fed: Fed,
     *,
-    loss: Loss,
+    gradient: Gradient,
     streams: Streams,
     optimizer: optax.GradientTransformation,
     ema: float,
+    penalty: Penalty | None = None,
+    track: Track | None = None,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update from the examples `ids` of every stream; under a mapped axis, gradients and metrics are averaged.
 
-    Returns: the new state, and float32 scalars: "loss", the loss's own metrics and "gradient_norm" (before clipping).
+    Returns: the new state, and float32 scalars: "loss" with the penalty in it, "penalty" where there is one, the loss's
+    own metrics and "gradient_norm" (before clipping).
     """
     batch = draw_batch(streams, context, state.step, ids, fed)
-    (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch, context)
-    metrics = {"loss": value, **metrics}
-    if axis_name is not None:
-        gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
+    own, metrics = gradient(state.params, batch, context, across(axis_name))
+    gradients = own
+    if penalty is not None:
+        value, slope = jax.value_and_grad(penalty)(state.params, context)
+        gradients = jax.tree.map(jnp.add, own, slope)
+        metrics = {**metrics, "loss": metrics["loss"] + value, "penalty": value}
     metrics["gradient_norm"] = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -52,8 +67,24 @@ def train_step(
     if average is not None:
         decay = ema_decay(ema, state.updates)
         average = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), average, params)
-    new = TrainState(state.step + 1, state.updates + 1, params, average, opt_state)
-    return new, metrics
+    tracked = state.tracked if track is None else track(state.tracked, own, updates)
+    return TrainState(state.step + 1, state.updates + 1, params, average, opt_state, tracked), metrics
+
+
+def observe_step(
+    state: TrainState,
+    context: Context,
+    ids: Mapping[str, jax.Array],
+    fed: Fed,
+    *,
+    observe: Observe,
+    streams: Streams,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """Adds to `state.tracked` what the examples `ids` of every stream show; parameters stay as they are."""
+    batch = draw_batch(streams, context, state.step, ids, fed)
+    tracked, metrics = observe(state.tracked, state.params, batch, context, state.step, across(axis_name))
+    return state.replace(step=state.step + 1, tracked=tracked), metrics  # type: ignore[attr-defined]
 
 
 def scan_steps(step: Step, steps_per_call: int) -> Step:

@@ -1,14 +1,19 @@
 """Fine-tuning and joint training read the rows that they should; methods are found by name."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jdcl_jax.errors import UserError
 from jdcl_jax.keys import named_key
-from jdcl_jax.methods.registry import default_options, known_methods, make_method
-from jdcl_jax.training.state import Context
+from jdcl_jax.methods.method import Learned
+from jdcl_jax.methods.registry import default_options, known_methods, known_penalties, make_method
+from jdcl_jax.training.state import Context, Pool, create_state
+from jdcl_jax.training.step import observe_step, train_step
 
 
 def rows_read(setup, name: str, task: int) -> set[int]:
@@ -39,19 +44,80 @@ def test_joint_training_matched_in_compute_makes_as_many_passes_as_distillation(
         assert a.passes * a.steps == b.passes * b.steps
 
 
-def test_the_five_methods_are_found_and_an_unknown_one_is_corrected() -> None:
-    assert {"finetune", "joint", "er", "gr", "gd"} <= set(known_methods())
+def test_all_methods_and_penalties_are_found_and_an_unknown_one_is_corrected() -> None:
+    assert set(known_methods()) == {
+        "finetune", "joint", "er", "agem", "gr", "gd", "trajectory", "lwf", "gaussian", "symmetric_gaussian"
+    }  # fmt: skip
+    assert set(known_penalties()) == {"l2", "ewc", "rank1_ewc", "si", "mas"}
     with pytest.raises(UserError, match="did you mean 'finetune'"):
         default_options("finetun")
 
 
-def test_every_method_has_the_same_context_shapes_for_every_task(setup) -> None:
-    for name in known_methods():
-        method = make_method(name, setup, default_options(name))
-        memory = method.init_memory({"w": jnp.zeros(3)})
-        seen = []
+def names_to_try() -> list[str]:
+    """Every method, every penalty, and some compositions."""
+    composed = ["ewc+gd", "rank1_ewc+gd", "l2+er", "mas+si+lwf", "ewc+l2+mas+rank1_ewc+si+gr"]
+    return [*sorted(known_methods()), *sorted(known_penalties()), *composed]
+
+
+def variants(name: str) -> list[dict]:
+    """The default options, and those under which more is kept."""
+    default = default_options(name)
+    options = [default]
+    if "replay" in default:
+        options.append(default | {"replay": "stored", "stored_per_class": 3})
+    if "rank1_ewc" in default:
+        options.append(default | {"rank1_ewc": {**default["rank1_ewc"], "form": "power", "rank": 3}})
+    return options
+
+
+def shapes(tree) -> str:
+    return str([(np.shape(x), np.asarray(x).dtype) for x in jax.tree.leaves(tree)]) + str(jax.tree.structure(tree))
+
+
+@pytest.mark.parametrize("name", names_to_try())
+def test_context_and_memory_have_the_same_shapes_for_every_task(setup, name: str) -> None:
+    params = {"w": jnp.zeros(3), "b": {"c": jnp.zeros(())}}
+    for options in variants(name):
+        method = make_method(name, setup, options)
+        memory = method.init_memory(params)
+        contexts, memories = [], [shapes(memory)]
         for task in range(3):
-            context = method.context(memory, task)
-            seen.append(str([(np.shape(x), np.asarray(x).dtype) for x in jax.tree.leaves(context)]))
-            memory = method.end_task(memory, {"w": jnp.zeros(3)}, task)
-        assert len(set(seen)) == 1, name
+            contexts.append(shapes(method.context(memory, task)))
+            learned = Learned(params, params, method.init_tracked(params))
+            for phase in method.phases(task):
+                if phase.observe is not None:
+                    memory = method.end_phase(memory, learned, task, phase)
+                    contexts.append(shapes(method.context(memory, task)))
+            memory = method.end_task(memory, learned, task)
+            memories.append(shapes(memory))
+        assert len(set(contexts)) == 1
+        assert len(set(memories)) == 1
+
+
+def traced(setup, method, task: int, phase) -> tuple[str, str]:
+    """Shapes of the state before and after a step of a phase, traced and not run."""
+    params, optimizer = {"w": jnp.float32(0.5)}, optax.sgd(0.1)
+    state = create_state(params, optimizer, ema=False, tracked=method.init_tracked(params))
+    pool = Pool(np.zeros((60, 4, 4, 1), np.uint8), setup.labels)
+    context = Context(named_key(0), pool, method.context(method.init_memory(params), task))
+    ids = {name: np.arange(stream.batch_size, dtype=np.int32) for name, stream in phase.streams.items()}
+    if phase.observe is not None:
+        step = functools.partial(observe_step, observe=phase.observe, streams=phase.streams)
+    else:
+        own = {"gradient": phase.descent, "penalty": phase.penalty, "track": phase.track}
+        step = functools.partial(train_step, streams=phase.streams, optimizer=optimizer, ema=0.0, **own)
+    after, _ = jax.eval_shape(step, state, context, ids, {})
+    described = [str([(x.shape, x.dtype) for x in jax.tree.leaves(tree)]) for tree in (state, after)]
+    return described[0] + str(jax.tree.structure(state)), described[1] + str(jax.tree.structure(after))
+
+
+@pytest.mark.parametrize("name", names_to_try())
+def test_every_phase_leaves_a_state_of_the_shape_that_it_got(setup, name: str) -> None:
+    for options in variants(name):
+        method = make_method(name, setup, options)
+        names = [[phase.name for phase in method.phases(task)] for task in range(3)]
+        assert all(len(set(own)) == len(own) for own in names)
+        for task in (0, 1):
+            for phase in method.phases(task):
+                before, after = traced(setup, method, task, phase)
+                assert after == before, (name, phase.name)

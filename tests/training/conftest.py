@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from jdcl_jax.keys import named_key
+from jdcl_jax.training.gradients import Gradient, descend
 from jdcl_jax.training.state import Context, Pool
 from jdcl_jax.training.step import scan_steps, train_step
 from jdcl_jax.training.streams import Stream
@@ -53,11 +54,20 @@ class Regression:
     def ids(self):
         return {"current": np.arange(self.batch_size, dtype=np.int32)}
 
-    def step(self, optimizer: optax.GradientTransformation, ema: float = 0.0):
-        return functools.partial(train_step, loss=squared_loss, streams=self.streams, optimizer=optimizer, ema=ema)
+    def step(
+        self,
+        optimizer: optax.GradientTransformation,
+        ema: float = 0.0,
+        gradient: Gradient = descend(squared_loss),  # noqa: B008 (a pure function)
+        **more,
+    ):
+        """`more`: penalty and track."""
+        return functools.partial(
+            train_step, gradient=gradient, streams=self.streams, optimizer=optimizer, ema=ema, **more
+        )
 
-    def scanned(self, optimizer: optax.GradientTransformation, steps: int, ema: float = 0.0):
-        return scan_steps(self.step(optimizer, ema), steps)
+    def scanned(self, optimizer: optax.GradientTransformation, steps: int, ema: float = 0.0, **more):
+        return scan_steps(self.step(optimizer, ema, **more), steps)
 
     def inputs(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """What the step reads: x float64 [B, 4] in [-1, 1] and labels [B]."""

@@ -164,7 +164,7 @@ SHARING = """
 import os
 from jdcl_jax.training import backend
 
-backend._cores = lambda: int(os.environ["CORES"])
+backend.usable_cores = lambda: int(os.environ["CORES"])
 if "EARLY" in os.environ:
     import jax.numpy
     jax.numpy.zeros(2)
@@ -194,6 +194,6 @@ def test_two_devices_share_the_processor(why, setting, count):
 
 def test_an_accelerator_keeps_the_processor_as_it_is(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
-    monkeypatch.setattr(backend, "_cores", lambda: 2)
+    monkeypatch.setattr(backend, "usable_cores", lambda: 2)
     monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("it was changed"))
     backend.share_cpu()

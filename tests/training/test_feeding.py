@@ -12,6 +12,7 @@ from jdcl_jax.keys import named_key
 from jdcl_jax.methods.buffer import buffer_rows
 from jdcl_jax.training.checkpoint import Checkpoints
 from jdcl_jax.training.feeding import make_feed
+from jdcl_jax.training.gradients import descend
 from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.state import Context, Pool, Range, create_state
 from jdcl_jax.training.step import scan_steps, train_step
@@ -38,7 +39,8 @@ def trained(regression, mode: str, steps_per_call: int, *, fed: bool):
     parallel, optimizer = Parallel(mode, jax.local_devices()[:2]), optax.sgd(0.01)
 
     def step(*args, axis_name=None):
-        return train_step(*args, loss=loss, streams=STREAMS, optimizer=optimizer, ema=0.0, axis_name=axis_name)
+        gradient = descend(loss)
+        return train_step(*args, gradient=gradient, streams=STREAMS, optimizer=optimizer, ema=0.0, axis_name=axis_name)
 
     pool = None if fed else Pool(regression.images, regression.labels)
     context = parallel.replicate(Context(named_key(7), pool, METHOD))

@@ -1,6 +1,9 @@
 """One device, two under pmap, two under jit, another number of steps per call: the same numbers."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -50,7 +53,7 @@ def distil(tiny_config):
 
         def step(*args, axis_name=None):
             return train_step(
-                *args, loss=phase.loss, streams=phase.streams, optimizer=optimizer, ema=0.0, axis_name=axis_name
+                *args, gradient=phase.descent, streams=phase.streams, optimizer=optimizer, ema=0.0, axis_name=axis_name
             )
 
         state, shared = parallel.replicate((arrays["networks"][DENOISER], context))
@@ -118,6 +121,37 @@ def test_descent_is_the_one_worked_out_by_hand(regression, descended, mode, coun
         float(np.sqrt(np.sum(gradient["w"] ** 2) + gradient["b"] ** 2)), rel=1e-4
     )
     assert float(metrics["mean_label"][-1]) == pytest.approx(regression.inputs(7)[1].mean())
+
+
+@pytest.mark.parametrize(("mode", "count"), WAYS)
+def test_a_penalty_counts_once_however_many_devices_there_are(regression, mode, count) -> None:
+    """With 2 |w|^2 as the penalty, by hand; what is tracked is the gradient without it, of the whole batch."""
+    parallel, optimizer = devices(mode, count), optax.sgd(0.02)
+    params = {name: np.asarray(value, np.float64) for name, value in regression.params.items()}
+    tracked = {name: np.zeros_like(value) for name, value in params.items()}
+    for step in range(3):
+        loss, gradient = regression.gradient(params, step)
+        loss += 2 * np.sum(params["w"] ** 2)
+        tracked = {name: tracked[name] + gradient[name] for name in params}
+        gradient = {"w": gradient["w"] + 4 * params["w"], "b": gradient["b"]}
+        params = {name: params[name] - 0.02 * gradient[name] for name in params}
+    many = regression.scanned(
+        optimizer, 3,
+        penalty=lambda params, context: context.method["strength"] * jnp.sum(params["w"] ** 2),
+        track=lambda tracked, gradient, update: jax.tree.map(jnp.add, tracked, gradient),
+    )  # fmt: skip
+    start = create_state(
+        regression.params, optimizer, ema=False, tracked=jax.tree.map(jnp.zeros_like, regression.params)
+    )
+    context = dataclasses.replace(regression.context, method={"strength": np.float32(2.0)})
+    start, context = parallel.replicate((start, context))
+    ids = parallel.split(regression.ids)
+    call, _ = parallel.compile_step(many, start, context, ids, {})
+    state, metrics = call(start, context, ids, {})
+    for name in params:
+        np.testing.assert_allclose(state.params[name], params[name], rtol=1e-5)
+        np.testing.assert_allclose(state.tracked[name], tracked[name], rtol=1e-5)
+    assert float(metrics["loss"][-1]) == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["pmap", "jit"])

@@ -1,4 +1,6 @@
-"""The train step against arithmetic done by hand in float64."""
+"""The train step and the observe step against arithmetic done by hand in float64."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,8 @@ import optax
 import pytest
 
 from jdcl_jax.training.optimizer import learning_rate, make_optimizer
-from jdcl_jax.training.state import begin_phase, create_state
-from jdcl_jax.training.step import ema_decay
+from jdcl_jax.training.state import begin_phase, begin_task, create_state
+from jdcl_jax.training.step import ema_decay, observe_step, scan_steps
 
 RATE, B1, B2, EPS = 0.01, 0.9, 0.999, 1e-8
 
@@ -143,6 +145,116 @@ def test_a_phase_begins_at_step_zero_with_or_without_the_optimiser_so_far(regres
     else:
         assert all(np.array_equal(a, b) for a, b in zip(leaves, jax.tree.leaves(before.opt_state), strict=True))
         assert any(leaf.any() for leaf in leaves)
+
+
+# -- penalties, and what is tracked
+
+
+def spring(params, context):
+    """3 |w|^2 + b: its gradient is 6 w, and 1."""
+    del context
+    return 3.0 * jnp.sum(params["w"] ** 2) + params["b"]
+
+
+def sums(tracked, gradient, update):
+    """What is tracked is the sum of all that it is given."""
+    added = {"gradient": gradient, "update": update}
+    return jax.tree.map(jnp.add, tracked, added)
+
+
+def zeros(regression):
+    nothing = jax.tree.map(jnp.zeros_like, regression.params)
+    return {"gradient": nothing, "update": nothing}
+
+
+def penalised(regression, optimizer, steps: int):
+    step = jax.jit(regression.step(optimizer, penalty=spring, track=sums))
+    state = create_state(regression.params, optimizer, ema=False, tracked=zeros(regression))
+    out = []
+    for _ in range(steps):
+        state, metrics = step(state, regression.context, regression.ids, {})
+        out.append((state, metrics))
+    return out
+
+
+def test_a_penalty_is_added_to_the_loss_and_to_its_gradient(regression) -> None:
+    params = {k: np.asarray(v, np.float64) for k, v in regression.params.items()}
+    for n, (state, metrics) in enumerate(penalised(regression, optax.sgd(0.02), 5)):
+        loss, gradient = regression.gradient(params, n)
+        penalty = 3 * np.sum(params["w"] ** 2) + params["b"]
+        whole = {"w": gradient["w"] + 6 * params["w"], "b": gradient["b"] + 1}
+        assert float(metrics["penalty"]) == pytest.approx(penalty, rel=1e-5)
+        assert float(metrics["loss"]) == pytest.approx(loss + penalty, rel=1e-5)
+        assert float(metrics["gradient_norm"]) == pytest.approx(norm(whole), rel=1e-5)
+        params = {k: params[k] - 0.02 * whole[k] for k in params}
+        for key in params:
+            np.testing.assert_allclose(state.params[key], params[key], rtol=1e-5)
+
+
+def test_a_loss_without_penalty_reports_none(regression) -> None:
+    (_, metrics) = states(regression, optax.sgd(0.02), 1)[0]
+    assert "penalty" not in metrics
+
+
+@pytest.mark.parametrize("name", ["sgd", "clipped adam"])
+def test_tracked_are_the_gradient_without_penalty_and_the_update_that_is_made(regression, name) -> None:
+    optimizer = optax.sgd(0.02) if name == "sgd" else make_optimizer("adam", RATE, clip_norm=1.0)
+    made = penalised(regression, optimizer, 4)
+    before, total = regression.params, {"w": np.zeros(4), "b": 0.0}
+    for n, (state, _) in enumerate(made):
+        _, gradient = regression.gradient({k: np.asarray(v, np.float64) for k, v in before.items()}, n)
+        assert norm(gradient) > 2  # so that clipping would show
+        total = {k: total[k] + gradient[k] for k in total}
+        for key in total:
+            np.testing.assert_allclose(state.tracked["gradient"][key], total[key], rtol=1e-4)
+            moved = np.asarray(state.params[key]) - np.asarray(regression.params[key])
+            np.testing.assert_allclose(state.tracked["update"][key], moved, atol=1e-6)
+            assert np.all(np.abs(moved) > 1e-3)
+        before = state.params
+
+
+def test_without_anybody_to_track_tracked_stays(regression) -> None:
+    optimizer = optax.sgd(0.02)
+    state = create_state(regression.params, optimizer, ema=False, tracked={"kept": jnp.arange(3.0)})
+    state, _ = jax.jit(regression.step(optimizer))(state, regression.context, regression.ids, {})
+    np.testing.assert_array_equal(state.tracked["kept"], [0, 1, 2])
+    state = begin_phase(state, optimizer, reset_optimizer=True)
+    np.testing.assert_array_equal(state.tracked["kept"], [0, 1, 2])
+    assert create_state(regression.params, optimizer, ema=False).tracked == {}
+
+
+def test_a_task_begins_with_nothing_tracked_and_everything_else_as_it_was(regression) -> None:
+    (state, _) = penalised(regression, make_optimizer("adam", RATE, clip_norm=1.0), 2)[-1]
+    after = begin_task(state)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(after.tracked))
+    assert jax.tree.structure(after.tracked) == jax.tree.structure(state.tracked)
+    for name in ("step", "updates", "params", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
+
+
+def test_an_observe_step_adds_up_and_leaves_the_parameters_alone(regression) -> None:
+    """It counts its steps, as what the next one reads depends on it, but no updates."""
+    optimizer = make_optimizer("adam", RATE, clip_norm=1.0)
+    before = states(regression, optimizer, 3, ema=0.9)[-1][0]
+    before = begin_phase(before, optimizer, reset_optimizer=False)
+    before = before.replace(tracked={"labels": jnp.int32(100), "output": jnp.float32(0)})
+
+    def observe(tracked, params, batch, context, step, over):
+        del context, over
+        labels, examples = tracked["labels"] + batch["current"].label.sum(), batch["current"]
+        output = jnp.mean((examples.image.reshape(len(examples.label), -1) @ params["w"]) ** 2)
+        return {"labels": labels, "output": tracked["output"] + output}, {"number": step.astype(jnp.float32)}
+
+    step = functools.partial(observe_step, observe=observe, streams=regression.streams)
+    after, metrics = jax.jit(scan_steps(step, 3))(before, regression.context, regression.ids, {})
+    inputs = [regression.inputs(n) for n in range(3)]
+    assert int(after.tracked["labels"]) == 100 + sum(int(labels.sum()) for _, labels in inputs)
+    output = sum(np.mean((x @ np.asarray(before.params["w"], np.float64)) ** 2) for x, _ in inputs)
+    assert float(after.tracked["output"]) == pytest.approx(output, rel=1e-5)
+    assert metrics["number"].tolist() == [0, 1, 2]
+    assert (int(before.step), int(after.step)) == (0, 3)
+    for name in ("updates", "params", "ema", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
 
 
 # -- learning rates

@@ -1,0 +1,50 @@
+"""What the methods with a buffer of training images share: the buffer, and a stream that reads from it."""
+
+import numpy as np
+
+from jdcl_jax.errors import UserError
+from jdcl_jax.keys import named_key
+from jdcl_jax.methods.buffer import POLICIES, buffer_rows, empty_buffer, fill, task_generator
+from jdcl_jax.methods.method import Learned, Memory, Method
+from jdcl_jax.training.state import PyTree
+from jdcl_jax.training.streams import Stream
+
+DEFAULTS: dict[str, object] = {
+    "buffer_size": 200,  # examples in total, not per class [ours, from the grid of methods on 2303.15342]
+    "buffer_policy": "class_balanced",
+}
+
+
+class BufferMethod(Method):
+    """Keeps a buffer, filled once at the end of every task with rows of that task."""
+
+    def check(self) -> None:
+        size, classes = self.options["buffer_size"], sum(map(len, self.setup.groups))
+        if size < classes:
+            raise UserError(f"method.buffer_size is {size} in total, less than one per class; write at least {classes}")
+        if self.options["buffer_policy"] not in POLICIES:
+            raise UserError(
+                f"method.buffer_policy is '{self.options['buffer_policy']}'; write one of: {', '.join(POLICIES)}"
+            )
+
+    def buffer_stream(self, batch_size: int) -> Stream:
+        """Uniform draws from the buffer."""
+        return Stream(batch_size, rows=buffer_rows("buffer"), flip=self.setup.flip)
+
+    def context(self, memory: Memory, task: int) -> dict[str, PyTree]:
+        return {"current": self.task_range(task), "buffer": memory["buffer"]}
+
+    def init_memory(self, params: PyTree) -> Memory:
+        del params
+        return {"buffer": empty_buffer(self.options["buffer_size"])}
+
+    def end_task(self, memory: Memory, learned: Learned, task: int) -> Memory:
+        del learned
+        start, size = self.setup.start(task), self.setup.task_sizes[task]
+        rows = np.arange(start, start + size, dtype=np.int32)
+        generator = task_generator(named_key(self.setup.seed, "task", task, "end"))
+        policy = self.options["buffer_policy"]
+        return {"buffer": fill(memory["buffer"], rows, self.setup.labels, policy=policy, generator=generator)}
+
+    def kept_rows(self, memory: Memory) -> np.ndarray:
+        return memory["buffer"]["rows"][: int(memory["buffer"]["count"])]

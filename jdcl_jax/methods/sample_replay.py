@@ -1,0 +1,131 @@
+"""Replay of the teacher's samples, re-noised: generative replay and generative distillation (arXiv 2311.14028).
+
+The two differ in one thing only, the target on these samples, so both are this class with that one method filled in.
+Samples are drawn afresh in every step, or once per task and kept.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jdcl_jax.data.batches import Examples
+from jdcl_jax.diffusion.sampler import Sampler
+from jdcl_jax.errors import UserError
+from jdcl_jax.keys import subkeys
+from jdcl_jax.methods import teacher, timesteps
+from jdcl_jax.methods.denoising import Noised, generate, match, noise_examples
+from jdcl_jax.methods.method import Learned, Memory, Phase
+from jdcl_jax.methods.stored_replay import DRAW, draw_phase, empty_store, store_capacity, store_size, stored_stream
+from jdcl_jax.methods.teacher import TeacherMethod, start_labels
+from jdcl_jax.methods.timesteps import TimestepLaw, law_of_options
+from jdcl_jax.training.state import Context, PyTree
+from jdcl_jax.training.step import Tracked
+from jdcl_jax.training.streams import Stream, Streams
+
+REPLAYS = ("fresh", "stored")
+
+DEFAULTS: dict[str, object] = {
+    "teacher_steps": 2,  # S, DDIM steps of the teacher [code]
+    **teacher.DEFAULTS,
+    "replay": "fresh",  # at every step [code], or "stored": drawn once per task (arXiv 2509.23593 [2nd])
+    "stored_per_class": 500,  # images kept for every old class if stored [ours]
+    **timesteps.DEFAULTS,
+}
+
+
+class SampleReplay(TeacherMethod):
+    """Every step has as many teacher samples as current images; they are re-noised at a t of their own."""
+
+    target_passes = 0
+
+    def check(self) -> None:
+        super().check()
+        steps = self.options["teacher_steps"]
+        if not 1 <= steps <= self.setup.schedule.timesteps:
+            raise UserError(f"method.teacher_steps is {steps}; write 1 to {self.setup.schedule.timesteps}")
+        if self.options["replay"] not in REPLAYS:
+            raise UserError(f"method.replay is '{self.options['replay']}'; write one of: {', '.join(REPLAYS)}")
+        if self.options["stored_per_class"] < 1:
+            raise UserError("method.stored_per_class counts from 1")
+        law_of_options(self.options, self.setup.schedule.timesteps)
+
+    @property
+    def stored(self) -> bool:
+        """Whether samples are drawn once per task."""
+        return self.options["replay"] == "stored"
+
+    def law(self) -> TimestepLaw:
+        """Which timesteps old samples are noised to."""
+        return law_of_options(self.options, self.setup.schedule.timesteps)
+
+    def chain(self) -> Sampler:
+        """The teacher's reverse chain: DDIM, eta 0, x_0 clipped [code]; the evaluation's sampler has no part in it."""
+        steps = self.options["teacher_steps"]
+        return Sampler("ddim", steps, eta=0.0, clip=True, prediction=self.setup.sampler.prediction)
+
+    def chain_passes(self) -> int:
+        """Forward passes of the chain."""
+        guided = 2 if self.setup.num_classes and self.setup.guidance > 0 else 1
+        return guided * len(self.chain().visited(self.setup.schedule))
+
+    def draw(self, context: Context, keys: jax.Array, labels: jax.Array) -> jax.Array:
+        """Teacher samples, float32 [B, H, W, C] in [-1, 1]; a conditional teacher is guided as the setup says."""
+        asked = labels if self.setup.num_classes else None
+        return jax.lax.stop_gradient(
+            generate(self.setup, context.method["teacher"], asked, subkeys(keys, "sample"), self.chain())
+        )
+
+    def target(self, noised: Noised, context: Context) -> jax.Array:
+        """What the student should say about the noised teacher samples, [B, H, W, C]."""
+        raise NotImplementedError
+
+    def losses(self, params: PyTree, batch: dict[str, Examples], context: Context) -> tuple[jax.Array, jax.Array]:
+        new, old = noise_examples(self.setup, batch["current"]), noise_examples(self.setup, batch["replay"], self.law())
+        target = jax.lax.stop_gradient(self.target(old, context))
+        halves = [(new, new.target, batch["current"].key), (old, target, batch["replay"].key)]
+        current, replay = match(self.setup, params, halves)
+        return current, replay
+
+    def old_streams(self) -> Streams:
+        def fresh(context: Context, keys: jax.Array) -> Examples:
+            labels = start_labels(context, keys)
+            return Examples(image=self.draw(context, keys, labels), label=labels, key=keys)
+
+        batch = self.setup.batch_size
+        return {"replay": stored_stream(batch) if self.stored else Stream(batch, draw=fresh)}
+
+    def old_passes(self) -> float:
+        return 3 + self.target_passes + (0 if self.stored else self.chain_passes())
+
+    # -- samples drawn once per task
+
+    def phases(self, task: int) -> Sequence[Phase]:
+        phases = super().phases(task)
+        if task == 0 or not self.stored:
+            return phases
+        size = store_size(self.setup, self.options["stored_per_class"], task)
+        return [draw_phase(self.setup, size, self.draw, passes=self.chain_passes()), *phases]
+
+    def _capacity(self) -> int:
+        return store_capacity(self.setup, self.options["stored_per_class"])
+
+    def init_tracked(self, params: PyTree) -> Tracked:
+        del params
+        return {"drawn": empty_store(self.setup, self._capacity())} if self.stored else {}
+
+    def init_memory(self, params: PyTree) -> Memory:
+        memory = super().init_memory(params)
+        if self.stored:
+            memory["stored"] = empty_store(self.setup, self._capacity())
+        return memory
+
+    def end_phase(self, memory: Memory, learned: Learned, task: int, phase: Phase) -> Memory:
+        return {**memory, "stored": learned.tracked["drawn"]} if phase.name == DRAW else memory
+
+    def context(self, memory: Memory, task: int) -> dict[str, PyTree]:
+        context = super().context(memory, task)
+        if self.stored:
+            count = store_size(self.setup, self.options["stored_per_class"], task) if task else 1
+            context["stored"] = {**memory["stored"], "count": jnp.int32(count)}
+        return context

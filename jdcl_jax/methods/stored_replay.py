@@ -1,0 +1,81 @@
+"""A set of teacher samples, drawn once at the beginning of a task and kept as uint8 until the next.
+
+A store is {"images": uint8 [N, H, W, C], "labels": int32 [N]}, N enough for the last task; the same number of images
+for every old class, classes by turns. Of an unconditional teacher it is that many images in all, whatever they show.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdcl_jax.data.batches import Examples, to_float, to_uint8
+from jdcl_jax.keys import subkeys
+from jdcl_jax.methods.method import Phase, Setup
+from jdcl_jax.training.gradients import Across, Metrics
+from jdcl_jax.training.state import Context, PyTree
+from jdcl_jax.training.step import Tracked
+from jdcl_jax.training.streams import Stream
+
+DRAW = "draw"  # the name of the phase
+
+Draw = Callable[[Context, jax.Array, jax.Array], jax.Array]
+"""(context, keys [B], labels [B]) -> images float32 [B, H, W, C]."""
+
+
+def store_size(setup: Setup, per_class: int, task: int) -> int:
+    """Images that are drawn at the beginning of a task (from 0)."""
+    return per_class * sum(map(len, setup.groups[:task]))
+
+
+def store_capacity(setup: Setup, per_class: int) -> int:
+    """Room for the last task's store and the whole last batch."""
+    largest = max(store_size(setup, per_class, setup.num_tasks - 1), 1)
+    return -(-largest // setup.batch_size) * setup.batch_size
+
+
+def empty_store(setup: Setup, capacity: int) -> dict[str, np.ndarray]:
+    """A store without images."""
+    images = np.zeros((capacity, *setup.image_shape), np.uint8)
+    return {"images": images, "labels": np.zeros(capacity, np.int32)}
+
+
+def draw_phase(setup: Setup, size: int, draw: Draw, *, passes: float) -> Phase:
+    """Fills `TrainState.tracked["drawn"]`, a batch a step."""
+    batch_size = setup.batch_size
+
+    def numbered(context: Context, keys: jax.Array) -> Examples:
+        return Examples(
+            image=jnp.zeros((len(keys), *setup.image_shape)), label=jnp.zeros(len(keys), jnp.int32), key=keys
+        )
+
+    def observe(
+        tracked: Tracked, params: PyTree, batch: dict[str, Examples], context: Context, step: jax.Array, over: Across
+    ) -> tuple[Tracked, Metrics]:
+        del params
+        keys = batch["replay"].key
+        old, first = context.method["old"], step * batch_size
+        everyone = old["classes"][(first + jnp.arange(batch_size)) % old["count"]]
+        labels = everyone[over.start(len(keys)) + jnp.arange(len(keys))]
+        images = draw(context, keys, labels)
+        drawn = over.gather({"images": to_uint8(images), "labels": labels})
+        store = jax.tree.map(
+            lambda kept, new: jax.lax.dynamic_update_slice_in_dim(kept, new, first, 0), tracked["drawn"], drawn
+        )
+        return {**tracked, "drawn": store}, {"mean_pixel": over.mean(jnp.mean(images))}
+
+    steps = -(-size // batch_size)
+    return Phase(DRAW, None, {"replay": Stream(batch_size, draw=numbered)}, steps, passes=passes, observe=observe)
+
+
+def stored_stream(batch_size: int) -> Stream:
+    """Uniform draws, with replacement, from the store in `context.method["stored"]`."""
+
+    def draw(context: Context, keys: jax.Array) -> Examples:
+        store = context.method["stored"]
+        places = jax.vmap(lambda key: jax.random.randint(key, (), 0, store["count"]))(subkeys(keys, "place"))
+        image = to_float(jnp.asarray(store["images"])[places])
+        return Examples(image=image, label=jnp.asarray(store["labels"])[places], key=keys)
+
+    return Stream(batch_size, draw=draw)
