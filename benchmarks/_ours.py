@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jaxlib
 import numpy as np
 from _sizes import CLIP_NORM, EMA, LEARNING_RATE, NUM_IMAGES, TIMESTEPS, WEIGHT_DECAY, Size
@@ -14,14 +15,14 @@ from _sizes import CLIP_NORM, EMA, LEARNING_RATE, NUM_IMAGES, TIMESTEPS, WEIGHT_
 import jdcl_jax
 from jdcl_jax.assembly import Parts, RunArrays, assemble, phase_optimizer
 from jdcl_jax.config import default_config, set_method
-from jdcl_jax.generation import Generator
 from jdcl_jax.keys import named_key
-from jdcl_jax.methods.method import DENOISER
+from jdcl_jax.measuring.generation import Generator
+from jdcl_jax.methods.method import DENOISER, Learned, Phase
 from jdcl_jax.results import commit
 from jdcl_jax.training.backend import compiler_options
 from jdcl_jax.training.parallel import Parallel
-from jdcl_jax.training.state import Context, Pool
-from jdcl_jax.training.step import scan_steps, train_step
+from jdcl_jax.training.state import Context, Pool, TrainState
+from jdcl_jax.training.step import Step, scan_steps, train_step
 
 
 def make_parts(size: Size, sampler_steps: int = 10) -> Parts:
@@ -58,32 +59,51 @@ def make_parts(size: Size, sampler_steps: int = 10) -> Parts:
         return assemble(config)
 
 
-def train_job(parts: Parts, parallel: Parallel, steps_per_call: int) -> tuple[Callable[[], None], float]:
-    """A function that runs one call of `steps_per_call` steps and waits, and the seconds of compiling it."""
+def step_arguments(parts: Parts, phase: Phase, task: int) -> tuple[TrainState, Context, dict[str, np.ndarray]]:
+    """State, context and example numbers of a phase's step in a task, after earlier ones that changed nothing."""
     arrays = RunArrays(parts).initial()
-    state = parallel.replicate(arrays["networks"][DENOISER])
-    phase = parts.method.phases(0)[0]
+    state, memory = arrays["networks"][DENOISER], arrays["memory"]
+    for before in range(task):
+        memory = parts.method.end_task(memory, Learned(state.params, state.averaged, state.tracked), before)
     train = parts.sequence.train
     context = Context(
         key=named_key(0, "benchmark"),
         pool=Pool(train.images, train.labels),
-        method=parts.method.context(arrays["memory"], 0),
+        method=parts.method.context(memory, task),
     )
-    context = parallel.replicate(context)
-    ids = {name: np.arange(s.batch_size, dtype=np.int32) for name, s in phase.streams.items()}
-    ids = parallel.split(ids)
-    step = functools.partial(
+    return state, context, {name: np.arange(s.batch_size, dtype=np.int32) for name, s in phase.streams.items()}
+
+
+def one_step(parts: Parts, phase: Phase) -> Step:
+    """The train step of a phase."""
+    return functools.partial(
         train_step,
-        loss=phase.loss,
+        gradient=phase.descent,
         streams=phase.streams,
         optimizer=phase_optimizer(parts, phase.steps),
         ema=parts.config.train.ema,
+        penalty=phase.penalty,
+        track=phase.track,
     )
-    call, seconds = parallel.compile_step(scan_steps(step, steps_per_call), state, context, ids, {})
+
+
+def train_job(
+    parts: Parts, parallel: Parallel, steps_per_call: int, phase: Phase | None = None, task: int = 0
+) -> tuple[Callable[[], None], float]:
+    """A function that runs one call of `steps_per_call` steps and waits, and the seconds of compiling it.
+
+    `phase` of the task (from 0); its first if None.
+    """
+    phase = phase or parts.method.phases(task)[0]
+    state, context, ids = step_arguments(parts, phase, task)
+    # A copy: the state is donated, and the context may hold the same arrays.
+    state, context = parallel.replicate(jax.tree.map(jnp.copy, state)), parallel.replicate(context)
+    split = parallel.split(ids)
+    call, seconds = parallel.compile_step(scan_steps(one_step(parts, phase), steps_per_call), state, context, split, {})
     holder = [state]
 
     def run() -> None:
-        holder[0], metrics = call(holder[0], context, ids, {})
+        holder[0], metrics = call(holder[0], context, split, {})
         loss = np.asarray(metrics["loss"])
         if not np.isfinite(loss).all():
             raise SystemExit(f"the loss became {loss}: these timings would mean nothing")

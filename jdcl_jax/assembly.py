@@ -13,6 +13,7 @@ from jdcl_jax.data.datasets import Dataset, load
 from jdcl_jax.data.tasks import TaskSequence, task_groups, task_sequence
 from jdcl_jax.diffusion.sampler import Sampler
 from jdcl_jax.diffusion.schedule import make_schedule
+from jdcl_jax.errors import UserError
 from jdcl_jax.evaluation.scores import check_counts
 from jdcl_jax.keys import named_key
 from jdcl_jax.methods.method import DENOISER, Memory, Method, Setup
@@ -51,8 +52,11 @@ class RunArrays:
         unet, setup = self.parts.unet, self.parts.setup
         params = init_params(unet, setup, self.parts.config.seed)
         optimizer = phase_optimizer(self.parts, self.parts.method.phases(0)[0].steps)
-        memory: Memory = self.parts.method.init_memory(params)
-        state: TrainState = create_state(params, optimizer, ema=self.parts.config.train.ema > 0)
+        method = self.parts.method
+        memory: Memory = method.init_memory(params)
+        state: TrainState = create_state(
+            params, optimizer, ema=self.parts.config.train.ema > 0, tracked=method.init_tracked(params)
+        )
         return {"networks": {DENOISER: state}, "memory": memory}
 
     def shapes(self) -> dict[str, PyTree]:
@@ -79,12 +83,13 @@ def assemble(config: ml_collections.ConfigDict) -> Parts:
         seed=config.seed,
         first_tasks=config.tasks.first,
     )
-    check_counts(config.evaluation.scores, config.evaluation.num_samples, len(groups))
+    sizes = [len(group) for group in groups] if config.model.class_conditional else None
+    check_counts(config.evaluation.scores, config.evaluation.num_samples, len(groups), sizes)
     sequence = task_sequence(dataset, groups, validation=data.validation, seed=config.seed)
     num_classes = len(dataset.class_names) if config.model.class_conditional else 0
     unet = make_unet(config, image_shape[-1], num_classes)
     setup = make_setup(config, unet, image_shape, sequence)
-    options = {key: value for key, value in config.method.items() if key != "name"}
+    options = {key: value for key, value in config.method.to_dict().items() if key != "name"}
     return Parts(config, dataset, sequence, unet, setup, make_method(config.method.name, setup, options))
 
 
@@ -134,11 +139,34 @@ def make_setup(
         groups=sequence.groups,
         task_sizes=tuple(int(n) for n in sequence.train.counts),
         labels=sequence.train.labels,
-        steps=train.steps,
+        steps=task_steps(config, [int(n) for n in sequence.train.counts]),
         batch_size=train.batch_size,
         flip=config.data.flip,
+        ema=train.ema > 0,
         seed=config.seed,
     )
+
+
+def task_steps(config: ml_collections.ConfigDict, sizes: list[int]) -> tuple[int, ...]:
+    """Train steps of tasks with so many training images: `train.steps`, or as many whole calls as `train.epochs` holds.
+
+    Raises:
+      UserError: a task is too small for one call, or the warm-up is longer than a task.
+    """
+    train = config.train
+    if train.epochs == 0:
+        return (train.steps,) * len(sizes)
+    calls = [train.epochs * size // (train.batch_size * train.steps_per_call) for size in sizes]
+    if min(calls) == 0:
+        raise UserError(
+            f"{train.epochs} passes over the {min(sizes)} images of a task are less than one call of "
+            f"{train.steps_per_call} steps of {train.batch_size}; write train.steps_per_call=1, a smaller "
+            "train.batch_size or more train.epochs"
+        )
+    steps = tuple(n * train.steps_per_call for n in calls)
+    if train.warmup >= min(steps):
+        raise UserError(f"train.warmup={train.warmup} is not below the {min(steps)} steps of a task")
+    return steps
 
 
 def init_params(unet: UNet, setup: Setup, seed: int) -> PyTree:
@@ -152,7 +180,8 @@ def init_params(unet: UNet, setup: Setup, seed: int) -> PyTree:
 def phase_optimizer(parts: Parts, steps: int) -> optax.GradientTransformation:
     """The optimiser of a phase of `steps` steps; a learning-rate schedule that is not reset spans the whole run."""
     train = parts.config.train
-    whole = sum(phase.steps for task in range(parts.num_tasks) for phase in parts.method.phases(task))
+    phases = [phase for task in range(parts.num_tasks) for phase in parts.method.phases(task)]
+    whole = sum(phase.steps for phase in phases if phase.observe is None)
     horizon = steps if train.reset_optimizer else whole
     rate = learning_rate(train.learning_rate, schedule=train.schedule, warmup=train.warmup, steps=horizon)
     return make_optimizer(train.optimizer, rate, clip_norm=train.clip_norm, weight_decay=train.weight_decay)

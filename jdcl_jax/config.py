@@ -13,7 +13,13 @@ from typing import Any
 import ml_collections
 
 from jdcl_jax.errors import UserError
-from jdcl_jax.methods.registry import default_options, known_methods
+from jdcl_jax.methods.registry import (
+    canonical_name,
+    default_options,
+    is_method_name,
+    known_methods,
+    known_penalties,
+)
 
 Preset = Callable[[ml_collections.ConfigDict], None]
 
@@ -57,6 +63,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.sampler = _section(kind="ddim", steps=20, eta=0.0, clip=True, guidance=0.0)
     config.train = _section(
         steps=31_400,  # a task
+        epochs=0,  # instead of steps: passes over each task's data; 1 is an online, single-pass stream
         batch_size=64,
         optimizer="adam",
         learning_rate=2e-4,
@@ -70,7 +77,13 @@ def default_config() -> ml_collections.ConfigDict:
         log_every=100,
     )
     config.parallel = _section(mode="pmap")
-    config.evaluation = _section(
+    config.evaluation = _evaluation()
+    config.checkpoint = _section(every=1000)  # steps; each task's end is kept besides
+    return config.lock()
+
+
+def _evaluation() -> ml_collections.ConfigDict:
+    evaluation = _section(
         scores=("fd_classifier", "kd_classifier", "precision_classifier", "recall_classifier", "kld", "ard"),
         num_samples=10_000,
         batch_size=500,
@@ -78,11 +91,15 @@ def default_config() -> ml_collections.ConfigDict:
         inception_weights="",  # a weights file, for fid, kid, precision_inception, recall_inception
         cache_dir="",  # of the classifier behind the scores; empty: ~/.cache/jdcl_jax
     )
-    config.evaluation.classifier = _section(
+    evaluation.likelihood = _section(
+        images=0,  # test images of each task for bits/dim and errors at every timestep; 0 is off
+        batch_size=1000,  # pairs of image and timestep at a time
+        clip=True,  # the predicted x_0 to [-1, 1], which changes bits/dim
+    )
+    evaluation.classifier = _section(
         channels=(32, 64, 128), features=128, steps=4000, batch_size=128, learning_rate=1e-3, shift=2
     )
-    config.checkpoint = _section(every=1000)  # steps; each task's end is kept besides
-    return config.lock()
+    return evaluation
 
 
 def _section(**entries: Any) -> ml_collections.ConfigDict:
@@ -90,9 +107,9 @@ def _section(**entries: Any) -> ml_collections.ConfigDict:
 
 
 def set_method(config: ml_collections.ConfigDict, name: str) -> None:
-    """Chooses a method and takes its default options."""
+    """Chooses a method, or penalties and a method joined by "+", and takes its default options."""
     with config.unlocked():
-        config.method = ml_collections.ConfigDict({"name": name, **default_options(name)})
+        config.method = ml_collections.ConfigDict({"name": canonical_name(name), **default_options(name)})
 
 
 def with_arguments(
@@ -110,11 +127,11 @@ def with_arguments(
       UserError: an unknown word, key or value type.
     """
     presets = presets or {}
-    words = _split(arg or "")
+    words = split_words(arg or "")
     named = [word for word in words if "=" not in word]
     chosen = [word for word in named if word not in presets]
     for word in chosen:
-        if word not in known_methods():
+        if not is_method_name(word):
             _unknown_word(word, presets)
     if len(chosen) > 1:
         raise UserError(f"--config names two methods, {' and '.join(chosen)}; write one")
@@ -131,17 +148,18 @@ def with_arguments(
 
 
 def _unknown_word(word: str, presets: Mapping[str, Preset]) -> None:
-    known = [*known_methods(), *presets]
-    close = difflib.get_close_matches(word, known, 1)
+    parts = [part for part in word.split("+") if not is_method_name(part)]
+    close = difflib.get_close_matches(parts[0], [*known_methods(), *known_penalties(), *presets], 1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     raise UserError(
-        f"'{word}' is no method of this config: {hint}methods: {', '.join(sorted(known_methods()))}; "
+        f"'{parts[0]}' is no method of this config: {hint}methods: {', '.join(sorted(known_methods()))}; "
+        f"penalties, joined by +: {', '.join(sorted(known_penalties()))}; "
         f"presets: {', '.join(sorted(presets)) or 'none'}; anything else as key=value, "
         "and a value with commas as a flag of its own, --config.KEY=VALUE"
     )
 
 
-def _split(arg: str) -> list[str]:
+def split_words(arg: str) -> list[str]:
     """Splits at commas outside brackets."""
     words, depth, word = [], 0, ""
     for character in arg:
@@ -164,10 +182,22 @@ def set_key(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     if key == "method.name":
         raise UserError(f"method.name can't be set as a key; write the method itself, as in --config=FILE:{text}")
     if key not in known:
-        close = difflib.get_close_matches(key, known, 1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"unknown config key '{key}'{hint}")
+        raise UserError(f"unknown config key '{key}'{_hint(config, key, list(known))}")
     _assign(config, key, _convert(key, text, known[key]))
+
+
+def _hint(config: ml_collections.ConfigDict, key: str, known: list[str]) -> str:
+    """Says who has an option of a method, or which key was meant."""
+    section, _, option = key.partition(".")
+    if section == "method":
+        methods = [name for name, (_, options) in known_methods().items() if option in options]
+        penalties = [name for name in known_penalties() if option.split(".")[0] == name]
+        if methods:
+            return f": {config.method.name} has no {option}; these methods do: {', '.join(sorted(methods))}"
+        if penalties:
+            return f": write the penalty behind the colon as well, {penalties[0]}+{config.method.name}"
+    close = difflib.get_close_matches(key, known, 1)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _assign(config: ml_collections.ConfigDict, key: str, value: Any) -> None:

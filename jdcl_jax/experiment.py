@@ -6,6 +6,7 @@ the checkpoint: networks, memory, position, and the scores and costs so far. So 
 ends like one that was not.
 """
 
+import functools
 import logging
 import math
 import time
@@ -19,19 +20,18 @@ import numpy as np
 
 from jdcl_jax.assembly import Parts, RunArrays, assemble, forward_flops, phase_optimizer
 from jdcl_jax.errors import UserError
-from jdcl_jax.generation import Generator, balanced_labels
 from jdcl_jax.keys import named_key
-from jdcl_jax.methods.method import DENOISER, Phase
+from jdcl_jax.measuring.evaluator import Evaluator
+from jdcl_jax.methods.method import DENOISER, Learned, Phase
 from jdcl_jax.reporting.grids import write_grid
 from jdcl_jax.reporting.progress import Progress
 from jdcl_jax.reporting.writer import Writer
 from jdcl_jax.results import Results
-from jdcl_jax.scoring import Scorer
 from jdcl_jax.training.checkpoint import Checkpoints, to_host
 from jdcl_jax.training.feeding import make_feed
 from jdcl_jax.training.parallel import Parallel
-from jdcl_jax.training.state import Context, Pool, PyTree, TrainState, begin_phase
-from jdcl_jax.training.step import scan_steps, train_step
+from jdcl_jax.training.state import Context, Pool, PyTree, TrainState, begin_phase, begin_task
+from jdcl_jax.training.step import Step, observe_step, scan_steps, train_step
 from jdcl_jax.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -68,8 +68,8 @@ class Experiment:
         self.parts, self.config, self.folder = parts, parts.config, folder
         self.parallel = Parallel(self.config.parallel.mode)
         self._check_batches()
-        # Before anything is written: the scorer finds the last things that can be wrong with the config.
-        self.scorer = Scorer(parts, Progress(stream=stream).message)
+        # Before anything is written: the evaluator finds the last things that can be wrong with the config.
+        self.evaluator = Evaluator(parts, self.parallel, Progress(stream=stream).message)
         folder.write_config()
         self.arrays = RunArrays(parts)
         self.checkpoints = Checkpoints(folder.path / "checkpoints")
@@ -83,8 +83,7 @@ class Experiment:
         train = parts.sequence.train
         self.on_device = train.images.nbytes <= self.config.data.device_memory_mib * 2**20
         self.pool = self.parallel.replicate(Pool(train.images, train.labels)) if self.on_device else None
-        self.generator = Generator(parts.setup, self.parallel, self.config.evaluation.batch_size)
-        self._compiled: dict[str, Callable[..., Any]] = {}
+        self._compiled: dict[tuple[str, int, int], Callable[..., Any]] = {}
 
     def run(self) -> dict[str, Any]:
         """Goes through the tasks that are left and finishes the results."""
@@ -109,7 +108,7 @@ class Experiment:
             position = record["position"]
             self.task, self.phase, self.global_step = position["task"], position["phase"], position["global_step"]
             self.results.restore(record["history"])
-            self.scorer.check_same(record["history"]["instrument"])
+            self.evaluator.scorer.check_same(record["history"]["instrument"])
             logger.info("resuming at task %d, step %d of the run", self.task + 1, self.global_step)
         return {"networks": self.parallel.replicate(state["networks"]), "memory": state["memory"]}
 
@@ -124,19 +123,24 @@ class Experiment:
     def _network(self, phase: Phase) -> TrainState:
         return self.state["networks"][phase.network]
 
-    def _calls(self, phase: Phase) -> int:
-        return math.ceil(phase.steps / self.config.train.steps_per_call)
+    def _per_call(self, phase: Phase) -> int:
+        return math.gcd(phase.steps, self.config.train.steps_per_call)
+
+    def _all_phases(self) -> list[Phase]:
+        return [phase for task in range(self.parts.num_tasks) for phase in self.parts.method.phases(task)]
 
     def _total_steps(self) -> int:
-        phases = [phase for task in range(self.parts.num_tasks) for phase in self.parts.method.phases(task)]
-        return sum(self._calls(phase) for phase in phases) * self.config.train.steps_per_call
+        return sum(phase.steps for phase in self._all_phases())
 
     def _check_batches(self) -> None:
-        if self.config.train.batch_size % self.parallel.count:
-            raise UserError(
-                f"train.batch_size={self.config.train.batch_size} can't be shared by {self.parallel.count} devices; "
-                f"write a multiple of {self.parallel.count}"
-            )
+        for phase in self._all_phases():
+            for name, stream in phase.streams.items():
+                if stream.batch_size % self.parallel.count:
+                    raise UserError(
+                        f"a batch of {stream.batch_size} (stream {name} of phase {phase.name}) can't be shared by "
+                        f"{self.parallel.count} devices; write a train.batch_size, and other batch sizes, that are "
+                        f"multiples of {self.parallel.count}"
+                    )
 
     # -- a task
 
@@ -146,23 +150,34 @@ class Experiment:
             self._run_phase(phases[self.phase])
             self.phase += 1
             if self.phase < len(phases):
+                self._end_phase(phases[self.phase - 1])
                 self._enter_phase(phases[self.phase])
-        params = to_host(self.state["networks"][DENOISER].params)
-        self.state["memory"] = self.parts.method.end_task(self.state["memory"], params, self.task)
+        self.state["memory"] = self.parts.method.end_task(self.state["memory"], self._learned(), self.task)
         self._evaluate()
         self.task, self.phase = self.task + 1, 0
         if self.task < self.parts.num_tasks:
             self._enter_phase(self._phases()[0])
         self.checkpoints.save_task(self.task, self.state, self._record())
 
+    def _learned(self) -> Learned:
+        state = self.state["networks"][DENOISER]
+        return Learned(*to_host((state.params, state.averaged, state.tracked)))
+
+    def _end_phase(self, phase: Phase) -> None:
+        if phase.observe is not None:
+            memory = self.state["memory"]
+            self.state["memory"] = self.parts.method.end_phase(memory, self._learned(), self.task, phase)
+
     def _enter_phase(self, phase: Phase) -> None:
         optimizer = phase_optimizer(self.parts, phase.steps)
         state = begin_phase(self._network(phase), optimizer, reset_optimizer=self.config.train.reset_optimizer)
+        if self.phase == 0:
+            state = begin_task(state)
         self.state["networks"][phase.network] = self.parallel.replicate(state)
 
     def _run_phase(self, phase: Phase) -> None:
-        per_call = self.config.train.steps_per_call
-        step, last = int(self._network(phase).step), self._calls(phase) * per_call
+        per_call = self._per_call(phase)
+        step, last = int(self._network(phase).step), phase.steps
         context = self._context(phase)
         ids = self.parallel.split({name: np.arange(s.batch_size, dtype=np.int32) for name, s in phase.streams.items()})
         train = self.parts.sequence.train
@@ -186,48 +201,57 @@ class Experiment:
         self.progress.finish()
 
     def _context(self, phase: Phase) -> Context:
-        # By number, not by name: methods that are compared see the same examples and noise.
-        key = named_key(self.config.seed, "task", self.task, "phase", self.phase)
+        key = named_key(self.config.seed, "task", self.task, *self._key_name(phase))
         method = self.parts.method.context(self.state["memory"], self.task)
         return self.parallel.replicate(Context(key=key, pool=self.pool, method=method))
 
+    def _key_name(self, phase: Phase) -> tuple[str, str | int]:
+        """Training phases by number, not by name: methods that are compared see the same examples and noise."""
+        if phase.observe is not None:
+            return "observe", phase.name
+        return "phase", sum(before.observe is None for before in self._phases()[: self.phase])
+
     def _compile(self, phase: Phase, *arguments: Any) -> tuple[Callable[..., Any], float]:
-        """Compiled once per name of a phase for the whole run; 0 seconds if it was there already."""
-        if phase.name in self._compiled:
-            return self._compiled[phase.name], 0.0
-        optimizer, ema = phase_optimizer(self.parts, phase.steps), self.config.train.ema
+        """Compiled once per name of a phase for the whole run; 0 seconds if it was there already.
 
-        def step(*args: Any, axis_name: str | None = None) -> Any:
-            return train_step(
-                *args, loss=phase.loss, streams=phase.streams, optimizer=optimizer, ema=ema, axis_name=axis_name
-            )
-
+        Again only where the length of the phase is part of the program: in a cosine schedule, or in how many steps
+        make a call.
+        """
+        horizon = phase.steps if phase.observe is None and self.config.train.schedule == "cosine" else 0
+        name = (phase.name, horizon, self._per_call(phase))
+        if name in self._compiled:
+            return self._compiled[name], 0.0
         self.progress.message(f"compiling {phase.name} ...")
-        many = scan_steps(step, self.config.train.steps_per_call)
+        many = scan_steps(self._step(phase), self._per_call(phase))
         compiled, seconds = self.parallel.compile_step(many, self._network(phase), *arguments)
-        self._compiled[phase.name] = compiled
+        self._compiled[name] = compiled
         return compiled, seconds
+
+    def _step(self, phase: Phase) -> Step:
+        if phase.observe is not None:
+            return functools.partial(observe_step, observe=phase.observe, streams=phase.streams)
+        return functools.partial(
+            train_step,
+            gradient=phase.descent,
+            streams=phase.streams,
+            optimizer=phase_optimizer(self.parts, phase.steps),
+            ema=self.config.train.ema,
+            penalty=phase.penalty,
+            track=phase.track,
+        )
 
     # -- after a task
 
     def _evaluate(self) -> None:
-        start, settings = time.perf_counter(), self.config.evaluation
-        state = self.state["networks"][DENOISER]
-        params = state.averaged if settings.weights == "ema" else state.params
-        seen = [c for group in self.parts.sequence.groups[: self.task + 1] for c in group]
-        labels = balanced_labels(seen, settings.num_samples) if self.parts.setup.num_classes else None
-        compiled_before = self.generator.compile_seconds
-        self.progress.start("sample", settings.num_samples, task=self.task + 1, counts=False)
-        key = named_key(self.config.seed, "task", self.task, "evaluate")
-        images = self.generator(params, key, settings.num_samples, labels, self.progress.update)
-        self.progress.finish()
-        write_grid(self.folder.path / "samples" / f"task_{self.task + 1:02d}.png", images[:GRID_IMAGES])
-        evaluation = self.scorer(images, self.task)
-        seconds, compiling = time.perf_counter() - start, self.generator.compile_seconds - compiled_before
-        self.results.add_evaluation(evaluation, self.scorer.instrument, seconds, compiling, len(images))
+        found = self.evaluator(self.state["networks"][DENOISER], self.state["memory"], self.task, self.progress)
+        self.results.add_evaluation(found, self.evaluator.scorer.instrument)
+        write_grid(self.folder.path / "samples" / f"task_{self.task + 1:02d}.png", found.images[:GRID_IMAGES])
+        if found.curves is not None:
+            self.folder.write_curves(self.task + 1, found.curves.arrays())
         facts = {"task": self.task + 1, "phase": "evaluate"}
-        self.writer.write_scalars(self.global_step, {**facts, **evaluation.union})
-        self.writer.write_images(self.global_step, {"samples": images[:GRID_IMAGES]})
+        errors = {f"eps_mse_{name}": value for name, value in found.errors.items() if value is not None}
+        self.writer.write_scalars(self.global_step, {**facts, **found.evaluation.union, **errors})
+        self.writer.write_images(self.global_step, {"samples": found.images[:GRID_IMAGES]})
         self.folder.write_results(self.results.as_dict("running"))
 
 
@@ -262,7 +286,7 @@ class _PhaseLog:
         pending = jax.device_get(self._pending)
         self._pending = []
         values = {name: np.concatenate([np.atleast_1d(m[name]) for m in pending]) for name in pending[0]}
-        experiment, steps = self._experiment, len(values["loss"])
+        experiment, steps = self._experiment, self._step - self._flushed
         self._check_finite(values)
         now = time.perf_counter()
         seconds, self._time = now - self._time, now
@@ -270,14 +294,15 @@ class _PhaseLog:
         means = {name: float(np.mean(v, dtype=np.float64)) for name, v in values.items()}
         facts = {"task": experiment.task + 1, "phase": self._phase.name, "phase_step": self._step}
         experiment.writer.write_scalars(experiment.global_step, {**facts, **means, "images_per_second": rate})
-        experiment.progress.update(self._step, loss=means["loss"], images_per_second=rate)
+        shown = {"loss": means["loss"]} if "loss" in means else {}
+        experiment.progress.update(self._step, **shown, images_per_second=rate)
         experiment.results.add_training(experiment.task, self._phase, steps, self._images, seconds, 0.0)
         self._flushed = self._step
 
     def _check_finite(self, values: dict[str, np.ndarray]) -> None:
         """Looks at the gradients too: where they are not finite, the parameters no longer are either."""
         for name in ("loss", "gradient_norm"):
-            bad = np.flatnonzero(~np.isfinite(values[name]))
+            bad = np.flatnonzero(~np.isfinite(values.get(name, np.zeros(0))))
             if bad.size:
                 experiment = self._experiment
                 experiment.checkpoints.wait()

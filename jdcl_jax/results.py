@@ -15,9 +15,9 @@ from clu import parameter_overview
 import jdcl_jax
 from jdcl_jax.assembly import Parts, init_params
 from jdcl_jax.data.tasks import TaskSplit
-from jdcl_jax.evaluation.evaluate import Evaluation
 from jdcl_jax.evaluation.forgetting import summarise
 from jdcl_jax.evaluation.scores import select
+from jdcl_jax.measuring.evaluator import Evaluated
 from jdcl_jax.methods.method import Phase
 from jdcl_jax.training.parallel import Parallel
 
@@ -52,12 +52,9 @@ class Results:
         flops = steps * phase.passes * self._parts.setup.batch_size * self._flops
         self._add_cost(task, phase.name, seconds, compiling, steps=steps, images=steps * images, model_flops=flops)
 
-    def add_evaluation(
-        self, evaluation: Evaluation, instrument: dict[str, Any], seconds: float, compiling: float, num_samples: int
-    ) -> None:
-        """Adds the scores after a task and what sampling and scoring cost."""
-        setup, task = self._parts.setup, len(self._history["evaluations"])
-        passes = setup.sampler.steps * (2 if setup.num_classes and setup.guidance > 0 else 1)
+    def add_evaluation(self, evaluated: Evaluated, instrument: dict[str, Any]) -> None:
+        """Adds the scores after a task and what measuring, sampling and scoring cost."""
+        task, evaluation = len(self._history["evaluations"]), evaluated.evaluation
         self._history["instrument"] = instrument
         self._history["evaluations"].append(
             {
@@ -66,10 +63,13 @@ class Results:
                 "assigned": [int(n) for n in evaluation.assigned],
                 "num_generated": evaluation.num_generated,
                 "num_real": evaluation.num_real,
+                "errors": evaluated.errors,
             }
         )
-        flops = num_samples * passes * self._flops
-        self._add_cost(task, "evaluate", seconds, compiling, steps=0, images=num_samples, model_flops=flops)
+        for phase, cost in evaluated.cost.items():
+            images = len(evaluated.images) if phase == "evaluate" else 0
+            amounts = {"steps": 0, "images": images, "model_flops": cost.passes * self._flops}
+            self._add_cost(task, phase, cost.seconds, cost.compile_seconds, **amounts)
 
     def _add_cost(self, task: int, phase: str, seconds: float, compiling: float, **amounts: float) -> None:
         rows = self._history["cost"]
@@ -95,10 +95,13 @@ class Results:
             "finished": _now() if status == "finished" else None,
             "provenance": parts.dataset.provenance,
             "weights": config.evaluation.weights,
+            "image_shape": list(parts.setup.image_shape),
             "tasks": self._tasks(),
             "scores": self._scores(),
             "assigned": self._matrix([e["assigned"] for e in self._history["evaluations"]]),
+            "errors": [evaluation["errors"] for evaluation in self._history["evaluations"]],
             "instrument": self._history["instrument"],
+            "forward_flops": self._flops,
             "cost": cost,
             "totals": {name: sum(row[name] for row in cost) for name in ("seconds", "images", "model_flops")},
             "parameters": self._parameters(),

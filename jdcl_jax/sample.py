@@ -11,16 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jdcl_jax.assembly import RunArrays, assemble
-from jdcl_jax.config import from_json
 from jdcl_jax.errors import UserError, exit_on_user_error
-from jdcl_jax.generation import Generator, balanced_labels
 from jdcl_jax.keys import named_key
-from jdcl_jax.methods.method import DENOISER
+from jdcl_jax.measuring.generation import Generator, balanced_labels
 from jdcl_jax.reporting.grids import check_picture_path, write_grid
 from jdcl_jax.reporting.logs import plain_logging
 from jdcl_jax.reporting.progress import Progress
-from jdcl_jax.training.checkpoint import Checkpoints
+from jdcl_jax.restored import restore
 from jdcl_jax.training.parallel import Parallel
 
 
@@ -37,24 +34,16 @@ def sample(workdir: Path, *, task: int, num: int, seed: int = 0, label: int | No
     Raises:
       UserError: no such run, task or class.
     """
-    if not (workdir / "config.json").exists():
-        raise UserError(f"{workdir} holds no run: config.json is missing; write the --workdir of jdcl_jax.main")
-    parts = assemble(from_json(workdir / "config.json"))
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    if not task and not checkpoints.tasks():
-        raise UserError(f"{workdir} has no finished task yet; start its run again with jdcl_jax.main")
-    task = task or checkpoints.tasks()[-1]
-    state, _ = checkpoints.restore_task(task, RunArrays(parts).shapes())
-    network = state["networks"][DENOISER]
-    params = network.averaged if parts.config.evaluation.weights == "ema" else network.params
+    run = restore(workdir, task)
+    parts = run.parts
     generator = Generator(
         parts.setup, Parallel(parts.config.parallel.mode), min(num, parts.config.evaluation.batch_size)
     )
     progress = Progress()
-    progress.start("sample", num, task=task, counts=False)
-    seen = [c for group in parts.sequence.groups[:task] for c in group]
+    progress.start("sample", num, task=run.task, counts=False)
+    seen = [c for group in parts.sequence.groups[: run.task] for c in group]
     labels = _labels(parts.setup.num_classes, seen, label, num)
-    images = generator(params, named_key(seed, "sample"), num, labels, progress.update)
+    images = generator(run.params, named_key(seed, "sample"), num, labels, progress.update)
     progress.close()
     return images
 

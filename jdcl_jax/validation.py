@@ -5,12 +5,12 @@ from typing import Any
 
 import ml_collections
 
-from jdcl_jax.config import default_config
+from jdcl_jax.config import default_config, flatten
 from jdcl_jax.diffusion.process import PREDICTIONS
 from jdcl_jax.diffusion.sampler import SAMPLERS
 from jdcl_jax.diffusion.schedule import SCHEDULES
 from jdcl_jax.errors import UserError
-from jdcl_jax.evaluation.scores import SCORES, select
+from jdcl_jax.evaluation.scores import SCORES, check_conditional, check_measured, needs_likelihood, select
 from jdcl_jax.methods.registry import default_options
 from jdcl_jax.training.optimizer import LEARNING_RATE_SCHEDULES, OPTIMIZERS
 from jdcl_jax.training.parallel import MODES
@@ -50,6 +50,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "sampler.guidance": (0.0, None),
     "sampler.steps": (1, None),
     "train.steps": (1, None),
+    "train.epochs": (0, None),
     "train.batch_size": (1, None),
     "train.learning_rate": (1e-12, None),
     "train.warmup": (0, None),
@@ -60,6 +61,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "train.log_every": (1, None),
     "evaluation.num_samples": (2, None),
     "evaluation.batch_size": (1, None),
+    "evaluation.likelihood.images": (0, None),
+    "evaluation.likelihood.batch_size": (1, None),
     "evaluation.classifier.features": (1, None),
     "evaluation.classifier.steps": (1, None),
     "evaluation.classifier.batch_size": (1, None),
@@ -100,8 +103,8 @@ def _span(low: float | None, high: float | None) -> str:
 
 
 def _validate_method(config: ml_collections.ConfigDict) -> None:
-    known = default_options(config.method.name)
-    for key in config.method:
+    known = flatten(default_options(config.method.name))
+    for key in flatten(config.method):
         if key != "name" and key not in known:
             raise UserError(
                 f"method.{key} is no option of '{config.method.name}'; it has: {', '.join(known) or 'none'}"
@@ -197,13 +200,13 @@ def check_image_size(config: ml_collections.ConfigDict, size: int) -> None:
 
 def _validate_training(config: ml_collections.ConfigDict) -> None:
     train = config.train
-    if train.steps % train.steps_per_call:
+    if train.epochs == 0 and train.steps % train.steps_per_call:
         fitting = max(d for d in range(1, train.steps_per_call) if train.steps % d == 0)
         raise UserError(
             f"train.steps_per_call={train.steps_per_call} does not divide train.steps={train.steps}; "
             f"write train.steps_per_call={fitting}"
         )
-    if train.warmup >= train.steps:
+    if train.epochs == 0 and train.warmup >= train.steps:
         raise UserError(f"train.warmup={train.warmup} is not below train.steps={train.steps}")
     if train.weight_decay > 0 and train.optimizer != "adamw":
         raise UserError(
@@ -218,6 +221,8 @@ def _validate_evaluation(config: ml_collections.ConfigDict) -> None:
     if not evaluation.scores:
         raise UserError(f"evaluation.scores is empty; write some of {', '.join(SCORES)}")
     scores = select(evaluation.scores)
+    check_conditional(scores, config.model.class_conditional)
+    check_measured(scores, needs_likelihood(scores) if evaluation.likelihood.images else ())
     if not evaluation.inception_weights:
         needing = [name for name, score in scores.items() if score.features == "inception"]
         if needing:

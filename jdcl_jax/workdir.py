@@ -2,15 +2,18 @@
 
 import contextlib
 import fcntl
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from jdcl_jax.config import differing_keys
 from jdcl_jax.errors import UserError
+from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.page import write_report
 from jdcl_jax.reporting.writer import write_json
 
@@ -110,6 +113,12 @@ class Workdir:
     def write_results(self, results: dict[str, Any]) -> None:
         """Writes results.json as a whole."""
         write_json(self.path / "results.json", results)
+
+    def write_curves(self, task: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes curves/task_NN.npz (task from 1) as a whole."""
+        data = io.BytesIO()
+        np.savez_compressed(data, **arrays)  # type: ignore[arg-type]
+        write_bytes(self.path / "curves" / f"task_{task:02d}.npz", data.getvalue())
 
     def finish(self, results: dict[str, Any]) -> dict[str, Any]:
         """Writes results.json and report.html; returns the results as they read from the file."""

@@ -92,7 +92,7 @@ def test_results_follow_the_schema(gd_run) -> None:
         assert np.isfinite(np.array(score["union"], float)).all()
         assert isinstance(score["lower_is_better"], bool)
         assert score["description"]
-        assert set(score["summary"]) == {"last_union", "average", "incremental", "forgetting_max", "bwt"}
+        assert set(score["summary"]) == {"last_union", "average", "incremental", "forgetting_max", "bwt", "rise"}
         assert all(entry["formula"] for entry in score["summary"].values())
         assert score["summary"]["last_union"]["value"] == score["union"][-1]
         assert len(score["num_real"]["per_task"]) == 3
@@ -108,9 +108,8 @@ def test_results_follow_the_schema(gd_run) -> None:
 
 def test_costs_are_the_papers_arithmetic(gd_run) -> None:
     cost = {(row["task"], row["phase"]): row for row in gd_run.results["cost"]}
-    assert set(cost) == {
-        (1, "train"), (1, "evaluate"), (2, "distil"), (2, "evaluate"), (3, "distil"), (3, "evaluate")
-    }  # fmt: skip
+    training = [(1, "train"), (2, "distil"), (3, "distil")]
+    assert set(cost) == {*training, *((task, name) for task in (1, 2, 3) for name in ("measure", "evaluate"))}
     assert cost[1, "train"]["steps"] == cost[3, "distil"]["steps"] == 8
     assert cost[1, "train"]["images"] == 8 * 8
     assert cost[2, "distil"]["images"] == 8 * 16
@@ -232,7 +231,8 @@ def bounds(tiny_config, tmp_path_factory):
 def test_the_bounds_run_to_the_end_and_keep_nothing(method, bounds) -> None:
     config, workdir, results = bounds[method]
     assert (results["status"], results["method"]) == ("finished", method)
-    assert [(row["phase"], row["steps"]) for row in results["cost"] if row["phase"] != "evaluate"] == [("train", 4)] * 3
+    trained = [(row["phase"], row["steps"]) for row in results["cost"] if row["steps"]]
+    assert trained == [("train", 4)] * 3
     assert {row["compile_seconds"] for row in results["cost"] if row["task"] > 1} == {0}
     assert saved(workdir, config, "tasks", 3)["memory"] == {}
 
@@ -259,7 +259,14 @@ def test_experience_replay_keeps_a_balanced_buffer_of_seen_classes(tiny_config, 
     buffers = [saved(tmp_path / "run", config, "tasks", k)["memory"]["buffer"] for k in (1, 2, 3)]
     counts = [np.bincount(labels[buffer["rows"]]).tolist() for buffer in buffers]
     assert counts == [[5, 5], [3, 3, 2, 2], [2, 2, 2, 2, 1, 1]]
-    assert [row["phase"] for row in results["cost"]] == ["train", "evaluate", *["rehearse", "evaluate"] * 2]
+    after = ["measure", "evaluate"]
+    assert [row["phase"] for row in results["cost"]] == ["train", *after, *["rehearse", *after] * 2]
+    assert [set(errors) for errors in results["errors"]] == [
+        {"validation"},
+        *[{"validation", "buffer", "held_out"}] * 2,
+    ]
+    logged = [line for line in metrics(tmp_path / "run") if line["phase"] == "evaluate"]
+    assert logged[2]["eps_mse_buffer"] == results["errors"][2]["buffer"]
     assert all("loss_buffer" in line for line in metrics(tmp_path / "run") if line["phase"] == "rehearse")
 
 
@@ -269,11 +276,18 @@ def test_a_conditional_guided_averaged_run_under_jit(tiny_config, tmp_path) -> N
         tiny_config, tmp_path, "gr", "model.class_conditional=True", "sampler.guidance=1.5", "train.ema=0.9",
         "evaluation.weights=ema", "parallel.mode=jit", "train.reset_optimizer=False", "train.optimizer=adamw",
         "train.weight_decay=0.01", "train.schedule=cosine", "train.warmup=2", "data.flip=True",
-        "tasks.order=shuffled:7", "evaluation.scores=('fd_classifier',)",
+        "tasks.order=shuffled:7", "evaluation.scores=('fd_classifier','label_accuracy','bpd_fixed_small')",
+        "evaluation.likelihood.images=2", "diffusion.timesteps=20",
     )  # fmt: skip
     assert results["weights"] == "ema"
     assert [task["classes"] for task in results["tasks"]] != [[0, 1], [2, 3], [4, 5]]
-    assert set(results["scores"]) == {"fd_classifier"}
+    assert set(results["scores"]) == {"fd_classifier", "label_accuracy", "bpd_fixed_small"}
+    with np.load(tmp_path / "run" / "curves" / "task_02.npz") as curves:
+        bits = curves["bits_fixed_small"].sum(axis=1) + curves["prior_bits"]
+    found = np.array(results["scores"]["bpd_fixed_small"]["matrix"][1], float)
+    np.testing.assert_allclose(found[:2], bits[:2], rtol=1e-5)
+    assert np.isnan(bits[2])
+    assert np.isnan(found[2])
     last = saved(tmp_path / "run", config, "tasks", 3)["networks"][DENOISER]
     assert int(last.updates) == 12
     assert not equal(last.ema, last.params)
@@ -309,14 +323,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     def spoiled(self, phase):
         if self.task == 1:
             state = self.state["networks"][DENOISER]
-            call = self._compiled[phase.name]
+            (name,) = self._compiled
+            call = self._compiled[name]
 
             def poisoned(state, *args):
                 new, values = call(state, *args)
                 after = int(new.step)
                 return new, {**values, "loss": values["loss"] * (jnp.nan if after > 2 else 1.0)}
 
-            self._compiled[phase.name] = poisoned
+            self._compiled[name] = poisoned
             assert int(state.step) == 0
         return original(self, phase)
 
@@ -339,3 +354,25 @@ def test_a_learning_rate_that_destroys_the_network_is_noticed(tiny_config, tmp_p
         run(config, tmp_path / "run")
     assert Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)._latest.all_steps() == []
     assert metrics(tmp_path / "run") == []
+
+
+def test_training_sees_the_same_examples_and_noise_whether_or_not_something_is_observed_before_it(
+    tiny_config, tmp_path
+) -> None:
+    """Stored replay draws before it trains; only what is replayed may differ from fresh replay."""
+
+    def keys(*words: str) -> dict[str, tuple]:
+        parts = assemble(tiny_config("gd", *words))
+        run = object.__new__(experiment.Experiment)
+        run.parts, run.task = parts, 1
+        found = {}
+        for number, phase in enumerate(run._phases()):
+            run.phase = number
+            found[phase.name] = run._key_name(phase)
+        return found
+
+    fresh, stored = keys(), keys("method.replay=stored", "method.stored_per_class=4")
+    assert set(fresh) == {"distil"}
+    assert set(stored) == {"draw", "distil"}
+    assert stored["distil"] == fresh["distil"] == ("phase", 0)
+    assert stored["draw"] != stored["distil"]

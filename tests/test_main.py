@@ -16,7 +16,7 @@ import pytest
 from jdcl_jax.config import default_config, flatten, from_json
 from jdcl_jax.errors import UserError
 from jdcl_jax.methods.registry import known_methods
-from jdcl_jax.training.backend import _cores
+from jdcl_jax.training.backend import usable_cores
 from jdcl_jax.validation import validate
 
 REPOSITORY = Path(__file__).parents[1]
@@ -226,7 +226,7 @@ def test_a_finished_run_shows_its_table(gd_run, gd_words, command_line, tmp_path
 
 def test_a_run_without_the_suite_s_settings_shares_the_processor_and_ends(tiny_words, tmp_path) -> None:
     """As a user starts it: the suite itself says how many devices there are, and gives them more threads."""
-    if _cores() < 2:
+    if usable_cores() < 2:
         pytest.skip("a single core has nothing to share")
     settings = ("NPROC", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
     environment = {name: value for name, value in os.environ.items() if name not in settings}

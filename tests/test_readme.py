@@ -21,7 +21,8 @@ from jdcl_jax.config import default_config, flatten, set_key, set_method
 from jdcl_jax.data.batches import Examples
 from jdcl_jax.evaluation.scores import SCORES
 from jdcl_jax.keys import example_keys, named_key
-from jdcl_jax.methods.registry import default_options, known_methods
+from jdcl_jax.methods.method import Learned
+from jdcl_jax.methods.registry import known_methods, known_penalties
 from jdcl_jax.training.state import Context
 from jdcl_jax.validation import validate
 
@@ -88,7 +89,7 @@ def test_every_module_that_is_run_exists() -> None:
 
 def test_every_flag_exists() -> None:
     lines = [line for block in code_blocks(EVERYTHING) for line in block.splitlines()]
-    for module in ("main", "sample", "report"):
+    for module in ("main", "sample", "report", "study", "pitfalls", "fisher"):
         source = (ROOT / "jdcl_jax" / f"{module}.py").read_text()
         for line in lines:
             if f"jdcl_jax.{module} " in line and "launch/" not in line:
@@ -135,7 +136,13 @@ def test_every_file_that_is_named_exists() -> None:
     words = {word.strip("'\"(),;") for text in code(EVERYTHING) for word in text.split()}
     words = {word.split("=")[-1].split(":")[0] for word in words}
     paths = {word for word in words if word.split("/")[0] in TOP and "/" in word} - {"jdcl_jax/methods/stay_near.py"}
-    assert {"launch/tpu_vm.sh", "notebooks/quickstart.ipynb", "docs/scores.md", "configs/digits.py"} <= paths
+    assert {
+        "launch/tpu_vm.sh",
+        "notebooks/quickstart.ipynb",
+        "docs/scores.md",
+        "docs/methods.md",
+        "configs/digits.py",
+    } <= paths
     assert sorted(path for path in paths if not (ROOT / path).exists()) == []
     assert (ROOT / ".ci/run").exists()
 
@@ -148,24 +155,28 @@ def test_every_picture_and_link_within_the_repository_exists() -> None:
 
 def test_every_config_key_that_is_named_exists() -> None:
     known = set()
-    for name in known_methods():
+    for name in [*known_methods(), *known_penalties()]:
         config = default_config()
         set_method(config, name)
         known |= set(flatten(config))
     sections = {key.split(".")[0] for key in known if "." in key}
-    pattern = rf"(?<![\w./])(?:--config\.)?((?:{'|'.join(sections)})\.\w+(?:\.\w+)?)"
+    pattern = rf"(?<![\w./])(?:--config\.)?((?:{'|'.join(sections)})\.\w+(?:\.\w+)?)(?![*(])"
     named = {key for text in code(EVERYTHING) for key in re.findall(pattern, text)}
     assert len(named) > 10
     assert named - known - {"method.strength"} == set(), "method.strength belongs to the example"
 
 
 def test_the_table_of_methods_is_whole_with_every_option_and_its_default() -> None:
-    rows = {row.split("`")[1]: row for row in section(README, "Methods").splitlines() if row.startswith("| `")}
-    assert set(rows) == set(known_methods())
-    for name, row in rows.items():
-        options = row.rsplit("|", 2)[1]
-        given = dict(re.findall(r"`(\w+)=([^`]+)`", options))
-        assert given == {key: str(value) for key, value in default_options(name).items()}, name
+    for title, known in (("Methods by name", known_methods()), ("Penalties", known_penalties())):
+        rows = {
+            row.split("`")[1]: row for row in section(PAGES["methods.md"], title).splitlines() if row.startswith("| `")
+        }
+        assert set(rows) == set(known)
+        assert set(rows) <= set(re.findall(r"`(\w+)`", section(README, "Methods")))
+        for name, row in rows.items():
+            options = row.rsplit("|", 2)[1]
+            given = dict(re.findall(r"`(\w+)=([^`]+)`", options))
+            assert given == {key: str(value) for key, value in known[name][1].items()}, name
 
 
 def test_the_table_of_scores_is_whole_and_says_which_way_is_better() -> None:
@@ -178,7 +189,7 @@ def test_the_table_of_scores_is_whole_and_says_which_way_is_better() -> None:
 
 
 def test_only_inception_features_are_called_fid() -> None:
-    for text in PAGES.values():
+    for text in (README, SCORES_PAGE):
         assert re.search(r"fd_classifier`[^\n]*not FID", text), "says that fd_classifier is not FID"
 
 
@@ -193,7 +204,7 @@ def test_the_layout_names_every_room_and_every_file_beside_them() -> None:
     package = ROOT / "jdcl_jax"
     rooms = [f"{path.parent.name}/" for path in package.glob("*/__init__.py")]
     modules = [path.name for path in package.glob("*.py") if path.name != "__init__.py"]
-    assert len(rooms) == 7
+    assert len(rooms) == 8
     assert [name for name in rooms + modules if f"`{name}`" not in layout] == []
 
 
@@ -255,7 +266,7 @@ def test_the_example_of_a_method_works(tmp_path: Path, monkeypatch: pytest.Monke
     toy = dataclasses.replace(parts.setup, apply=lambda params, x_t, t, labels, keys: params["w"] * x_t)
     method = type(parts.method)(toy, parts.method.options)
 
-    memory = method.end_task(method.init_memory({"w": jnp.ones(())}), {"w": np.float32(0.25)}, 0)
+    memory = method.end_task(method.init_memory({"w": jnp.ones(())}), Learned({"w": np.float32(0.25)}, {}), 0)
     (phase,) = method.phases(1)
     key = named_key(0, "test")
     batch = {"current": Examples(jnp.zeros((4, 8, 8, 1)), jnp.zeros(4, jnp.int32), example_keys(key, jnp.arange(4)))}

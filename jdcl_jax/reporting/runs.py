@@ -15,7 +15,7 @@ from jdcl_jax.errors import UserError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # The order in which a person reads them; others follow in the order of the file.
-SUMMARIES = ("last_union", "average", "incremental", "forgetting_max", "bwt")
+SUMMARIES = ("last_union", "average", "incremental", "forgetting_max", "bwt", "rise")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Scorer:
         evaluation = parts.config.evaluation
         self._names = tuple(evaluation.scores)
         self._real = RealSide(parts.sequence)
+        self._measured_images = int(evaluation.likelihood.images)
         self._extractors: dict[str, FeatureExtractor] = {}
         self.instrument: dict[str, Any] = {}
         if any(score.features == "inception" for score in select(self._names).values()):
@@ -73,10 +74,32 @@ class Scorer:
             if fewest < score.least:
                 raise UserError(f"{name} needs {score.least} test images a task and one has {fewest}; leave it out")
 
-    def __call__(self, images: np.ndarray, task: int) -> Evaluation:
-        """All scores of generated images uint8 [N, H, W, C] after a task (from 0)."""
+    def __call__(
+        self,
+        images: np.ndarray,
+        task: int,
+        *,
+        labels: np.ndarray | None = None,
+        measured: Mapping[str, tuple[np.ndarray, float]] | None = None,
+    ) -> Evaluation:
+        """All scores of generated images uint8 [N, H, W, C] after a task (from 0).
+
+        Args:
+          images: drawn from the denoiser.
+          task: the last one learned.
+          labels: int [N], the classes that a conditional denoiser was asked for.
+          measured: scores of the denoiser itself, per task and on the union.
+        """
         return evaluate_generator(
-            images, self._real, task=task, scores=self._names, classifier=self._classifier, extractors=self._extractors
+            images,
+            self._real,
+            task=task,
+            scores=self._names,
+            classifier=self._classifier,
+            extractors=self._extractors,
+            labels=labels,
+            measured=measured,
+            measured_images=self._measured_images,
         )
 
 

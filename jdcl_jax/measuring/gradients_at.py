@@ -1,0 +1,60 @@
+"""Inner products of a denoiser's per-sample gradients at one timestep."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdcl_jax.data.arrays import Split
+from jdcl_jax.data.batches import Examples, to_float
+from jdcl_jax.diffusion.process import prediction_target, q_sample
+from jdcl_jax.errors import UserError
+from jdcl_jax.evaluation.gradient_structure import Structure, structure
+from jdcl_jax.keys import example_keys, example_normal, named_key, subkeys
+from jdcl_jax.methods.denoising import Noised
+from jdcl_jax.methods.method import Setup
+from jdcl_jax.methods.per_sample import half_mse, per_sample_gradients
+from jdcl_jax.training.backend import compiler_options
+from jdcl_jax.training.state import PyTree
+
+BATCH = 16  # gradients at a time, each a copy of the parameters
+MEMORY_GIB = 8  # for all gradients of one timestep, on the host
+
+
+def structures(setup: Setup, params: PyTree, split: Split, timesteps: np.ndarray) -> Iterator[tuple[int, Structure]]:
+    """(t, what the images' gradients at t have in common), t after t.
+
+    Gradients are of half the MSE, each image with noise of its own, the same at every t.
+
+    Raises:
+      UserError: the gradients do not fit into memory.
+    """
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if (needed := len(split) * size * 4 / 2**30) > MEMORY_GIB:
+        fitting = int(len(split) * MEMORY_GIB / needed)
+        raise UserError(f"{len(split)} gradients of {size:,} numbers take {needed:.0f} GiB; write --images={fitting}")
+    # Compiled once: t is an argument.
+    gradients = jax.jit(lambda p, examples, t: _gradients(setup, p, examples, t), compiler_options=compiler_options())
+    keys = example_keys(named_key(0, "gradients"), jnp.arange(len(split)))
+    for t in timesteps:
+        rows = []
+        for first in range(0, len(split), BATCH):
+            places = np.minimum(np.arange(first, first + BATCH), len(split) - 1)
+            examples = Examples(
+                to_float(jnp.asarray(split.images[places])), jnp.asarray(split.labels[places]), keys[places]
+            )
+            rows.append(np.asarray(gradients(params, examples, jnp.int32(t))))
+        flat = np.concatenate(rows)[: len(split)]
+        yield int(t), structure(flat.astype(np.float64) @ flat.T)
+
+
+def _gradients(setup: Setup, params: PyTree, examples: Examples, t: jax.Array) -> jax.Array:
+    """Float32 [b, P]: every example's gradient at timestep t [], all parameters in a row."""
+    steps = jnp.full(len(examples.label), t)
+    eps = example_normal(subkeys(examples.key, "eps"), setup.image_shape)
+    x_t = q_sample(setup.schedule, examples.image, steps, eps)
+    target = prediction_target(setup.schedule, setup.sampler.prediction, examples.image, steps, eps)
+    noised = Noised(x_t, steps, examples.label if setup.num_classes else None, target)
+    _, found = per_sample_gradients(setup, params, examples, half_mse(setup), noised)
+    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(found)], axis=1)
