@@ -20,7 +20,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.update(channels=(16, 32), layers_per_block=1, attention_resolutions=(), groups=8)
     config.train.update(steps=300, batch_size=64, learning_rate=2e-3, schedule="cosine", log_every=50)
     config.sampler.steps = 10
-    config.evaluation.update(num_samples=1000)
+    denoiser = ("eps_mse", "bpd_fixed_small", "bpd_fixed_large")
+    config.evaluation.update(num_samples=1000, scores=(*config.evaluation.scores, *denoiser))
+    config.evaluation.likelihood.images = 8
     config.evaluation.classifier.update(
         channels=(32, 64), features=64, steps=300, batch_size=64, learning_rate=2e-3, shift=0
     )

@@ -136,10 +136,11 @@ class Experiment:
         for phase in self._all_phases():
             for name, stream in phase.streams.items():
                 if stream.batch_size % self.parallel.count:
+                    of_train = stream.batch_size == self.config.train.batch_size
+                    what = "train.batch_size=" if of_train else f"in phase {phase.name} the batch of stream {name}, "
                     raise UserError(
-                        f"a batch of {stream.batch_size} (stream {name} of phase {phase.name}) can't be shared by "
-                        f"{self.parallel.count} devices; write a train.batch_size, and other batch sizes, that are "
-                        f"multiples of {self.parallel.count}"
+                        f"{what}{stream.batch_size} can't be shared by {self.parallel.count} devices; "
+                        f"write a multiple of {self.parallel.count}"
                     )
 
     # -- a task

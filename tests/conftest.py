@@ -42,6 +42,8 @@ TINY = (
     "evaluation.classifier.channels=(8,)",
     "evaluation.classifier.features=8",
     "evaluation.classifier.steps=5",
+    "evaluation.likelihood.images=0",
+    "evaluation.scores=('fd_classifier','kd_classifier','precision_classifier','recall_classifier','kld','ard')",
 )
 """What makes configs/digits.py a run of seconds, whatever the demo is tuned to."""
 
