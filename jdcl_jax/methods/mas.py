@@ -14,7 +14,7 @@ from jdcl_jax.training.step import Tracked
 from jdcl_jax.training.streams import Stream
 
 DEFAULTS: dict[str, object] = {
-    "strength": 1.0,  # [ours]
+    "strength": 5.0,  # [ours]
     "samples": 1024,  # per-sample gradients per task [ours]
     "batch_size": 16,  # of them at a time [ours]
 }

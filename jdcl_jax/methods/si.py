@@ -10,7 +10,7 @@ from jdcl_jax.training.state import PyTree
 from jdcl_jax.training.step import Tracked
 
 DEFAULTS: dict[str, object] = {
-    "strength": 0.1,  # c [ours]
+    "strength": 1.0,  # c [ours]
     "damping": 1e-3,  # xi, beside the squared distance that a parameter moved [ours]
 }
 

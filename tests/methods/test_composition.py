@@ -1,4 +1,4 @@
-"""Names, options and compositions of methods and penalties; single examples' gradients; directions; whole tiny runs."""
+"""Names, options and compositions of methods and penalties; a whole tiny run of one."""
 
 import dataclasses
 
@@ -9,16 +9,13 @@ import numpy as np
 import pytest
 
 from jdcl_jax import assembly
-from jdcl_jax.data.batches import Examples
 from jdcl_jax.errors import UserError
 from jdcl_jax.experiment import run
-from jdcl_jax.keys import example_keys, named_key
 from jdcl_jax.methods import registry
 from jdcl_jax.methods.composition import Penalised
 from jdcl_jax.methods.ewc import EWC
 from jdcl_jax.methods.generative_distillation import GenerativeDistillation
 from jdcl_jax.methods.method import Learned
-from jdcl_jax.methods.per_sample import half_mse, output_size, per_sample_gradients, running_mean
 from jdcl_jax.methods.registry import (
     ALONE,
     canonical_name,
@@ -28,7 +25,6 @@ from jdcl_jax.methods.registry import (
     known_penalties,
     make_method,
 )
-from jdcl_jax.methods.subspace import combine, orthonormal, principal, products, random_directions
 from jdcl_jax.training.checkpoint import Checkpoints
 
 # -- names and options
@@ -223,121 +219,7 @@ def test_several_penalties_estimate_one_after_the_other(affine) -> None:
     np.testing.assert_allclose(tracked["sensitivity"]["w"], np.mean(np.abs(sensitivity["w"])), rtol=1e-4)
 
 
-# -- gradients of single examples
-
-
-def examples(count: int = 6) -> Examples:
-    key = named_key(1, "examples")
-    labels = jnp.arange(count) % 6
-    return Examples(
-        jax.random.uniform(key, (count, 4, 4, 1), minval=-1.0), labels, example_keys(key, jnp.arange(count))
-    )
-
-
-@pytest.mark.parametrize("of", [half_mse, output_size])
-@pytest.mark.parametrize("conditional", [False, True])
-def test_each_example_has_the_gradient_that_it_has_alone(affine, of, conditional: bool) -> None:
-    if conditional:
-        affine.setup = dataclasses.replace(affine.setup, num_classes=6, label_dropout=0.5)
-    setup, params, together = affine.setup, affine.params, examples()
-    values, gradients = per_sample_gradients(setup, params, together, of(setup))
-    assert values.shape == (6,)
-    for i in range(6):
-        alone = Examples(together.image[i : i + 1], together.label[i : i + 1], together.key[i : i + 1])
-        value, gradient = per_sample_gradients(setup, params, alone, of(setup))
-        np.testing.assert_allclose(values[i], value[0], rtol=1e-6)
-        for name in gradient:
-            np.testing.assert_allclose(gradients[name][i], gradient[name][0], rtol=1e-5, atol=1e-7)
-    assert len({float(v) for v in values}) == 6
-
-
-def test_networks_are_asked_without_dropout(affine) -> None:
-    seen = []
-
-    def apply(params, x_t, t, labels, keys):
-        seen.append((x_t.shape, keys))
-        return affine.setup.apply(params, x_t, t, labels, keys)
-
-    setup = dataclasses.replace(affine.setup, apply=apply)
-    for of in (half_mse, output_size):
-        per_sample_gradients(setup, affine.params, examples(), of(setup))
-    assert seen
-    assert all(call == ((1, 4, 4, 1), None) for call in seen)
-
-
-def test_a_running_mean_is_the_mean_so_far() -> None:
-    values, mean = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32), jnp.full(3, jnp.nan)
-    for step, value in enumerate(values):
-        mean = running_mean(mean, value, jnp.int32(step))
-        np.testing.assert_allclose(mean, values[: step + 1].mean(0), rtol=1e-5, atol=1e-6)
-
-
-# -- directions
-
-
-def directions(count: int, seed: int = 0, scale=1.0) -> dict:
-    generator = np.random.default_rng(seed)
-    tree = {"a": generator.normal(size=(count, 3, 4)), "b": {"c": generator.normal(size=(count, 5))}}
-    return jax.tree.map(lambda x: jnp.asarray(x * np.reshape(scale, (-1,) + (1,) * (x.ndim - 1)), jnp.float32), tree)
-
-
-def as_rows(tree) -> np.ndarray:
-    return np.concatenate([np.asarray(tree["a"], np.float64).reshape(-1, 12), np.asarray(tree["b"]["c"])], 1)
-
-
-def test_products_and_combinations_are_over_all_leaves() -> None:
-    a, b = directions(2), directions(3, 1)
-    np.testing.assert_allclose(products(a, b), as_rows(a) @ as_rows(b).T, rtol=1e-5)
-    weights = np.random.default_rng(2).normal(size=(4, 3))
-    combined = combine(jnp.asarray(weights, jnp.float32), b)
-    assert combined["a"].shape == (4, 3, 4)
-    np.testing.assert_allclose(as_rows(combined), weights @ as_rows(b), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("scale", [(1.0, 1.0, 1.0), (1e-8, 1.0, 1e3), (1e-9, 2e-9, 1e-9)])
-def test_orthonormal_directions_have_the_same_span(scale) -> None:
-    before = directions(3, scale=scale)
-    after = as_rows(orthonormal(before))
-    np.testing.assert_allclose(after @ after.T, np.eye(3), atol=1e-5)
-    wanted = np.linalg.qr(as_rows(before).T / np.asarray(scale))[0]
-    if max(scale) < 1e3 * min(scale):
-        np.testing.assert_allclose(after.T @ after, wanted @ wanted.T, atol=1e-4)
-    largest = as_rows(before)[np.argmax(scale)]
-    np.testing.assert_allclose(after.T @ (after @ largest), largest, atol=1e-4 * np.linalg.norm(largest))
-
-
-def test_orthonormal_directions_stay_what_they_are() -> None:
-    once = orthonormal(directions(3))
-    np.testing.assert_allclose(as_rows(orthonormal(once)), as_rows(once), atol=1e-6)
-    assert np.all(as_rows(orthonormal(jax.tree.map(jnp.zeros_like, once))) == 0.0)
-
-
-def test_products_have_all_digits_of_float32_on_every_device() -> None:
-    """Where a matrix product rounds its factors first, as on GPUs and TPUs, the penalty's small differences drown."""
-    for function in (lambda x: products(x, x), orthonormal, lambda x: combine(jnp.eye(3), x)):
-        text = str(jax.make_jaxpr(function)(directions(3)))
-        assert text.count("dot_general[") == text.count("(Precision.HIGHEST, Precision.HIGHEST)") > 0
-
-
-def test_random_directions_come_from_the_key_alone_and_differ_from_leaf_to_leaf() -> None:
-    params = {"a": jnp.zeros((30, 40)), "b": jnp.zeros((30, 40))}
-    drawn, again = (random_directions(named_key(3), params, 2) for _ in range(2))
-    other = random_directions(named_key(4), params, 2)
-    np.testing.assert_array_equal(drawn["a"], again["a"])
-    for a, b in ((drawn["a"], drawn["b"]), (drawn["a"][0], drawn["a"][1]), (drawn["a"], other["a"])):
-        assert abs(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1]) < 0.1
-    assert float(jnp.std(drawn["a"])) == pytest.approx(1.0, rel=0.05)
-
-
-def test_principal_directions_are_sorted_and_none_is_negative() -> None:
-    basis, rotation = orthonormal(directions(3)), np.linalg.qr(np.random.default_rng(4).normal(size=(3, 3)))[0]
-    values, vectors = principal(basis, jnp.asarray(rotation @ np.diag([0.5, 3.0, -1e-6]) @ rotation.T, jnp.float32))
-    np.testing.assert_allclose(values, [3.0, 0.5, 0.0], atol=2e-6)
-    wanted = rotation.T @ as_rows(basis)
-    np.testing.assert_allclose(np.abs(as_rows(vectors) @ wanted.T), np.eye(3)[[1, 0, 2]], atol=1e-5)
-
-
-# -- whole runs
+# -- a whole run
 
 
 class StoppedError(Exception):
