@@ -83,7 +83,7 @@ class Experiment:
         train = parts.sequence.train
         self.on_device = train.images.nbytes <= self.config.data.device_memory_mib * 2**20
         self.pool = self.parallel.replicate(Pool(train.images, train.labels)) if self.on_device else None
-        self._compiled: dict[tuple[str, int, int], Callable[..., Any]] = {}
+        self._compiled: dict[tuple[str, int], Callable[..., Any]] = {}
 
     def run(self) -> dict[str, Any]:
         """Goes through the tasks that are left and finishes the results."""
@@ -124,7 +124,9 @@ class Experiment:
         return self.state["networks"][phase.network]
 
     def _per_call(self, phase: Phase) -> int:
-        return math.gcd(phase.steps, self.config.train.steps_per_call)
+        """Steps that one call makes: the same for all tasks, so that a phase of any length is one program."""
+        lengths = [other.steps for other in self._all_phases() if other.name == phase.name]
+        return math.gcd(self.config.train.steps_per_call, *lengths)
 
     def _all_phases(self) -> list[Phase]:
         return [phase for task in range(self.parts.num_tasks) for phase in self.parts.method.phases(task)]
@@ -215,11 +217,10 @@ class Experiment:
     def _compile(self, phase: Phase, *arguments: Any) -> tuple[Callable[..., Any], float]:
         """Compiled once per name of a phase for the whole run; 0 seconds if it was there already.
 
-        Again only where the length of the phase is part of the program: in a cosine schedule, or in how many steps
-        make a call.
+        Again only where the length of the phase is part of the program, in a cosine schedule.
         """
         horizon = phase.steps if phase.observe is None and self.config.train.schedule == "cosine" else 0
-        name = (phase.name, horizon, self._per_call(phase))
+        name = (phase.name, horizon)
         if name in self._compiled:
             return self._compiled[name], 0.0
         self.progress.message(f"compiling {phase.name} ...")

@@ -94,7 +94,7 @@ class FinishedRun:
 def gd_run(tiny_config: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
     """Generative distillation on three tasks, eight steps each, checkpoints in the middle; read it, don't touch it."""
     from jdcl_jax.experiment import run
-    from jdcl_jax.methods import denoising, sample_replay
+    from jdcl_jax.methods import denoising, teacher
 
     traced = []
     original = denoising.match
@@ -106,7 +106,7 @@ def gd_run(tiny_config: Callable[..., Any], tmp_path_factory: pytest.TempPathFac
     workdir = tmp_path_factory.mktemp("gd") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(denoising, "match", counting)
-        patch.setattr(sample_replay, "match", counting)
+        patch.setattr(teacher, "match", counting)
         results = run(tiny_config(*GD_RUN), workdir, command="tests")
     yield FinishedRun(workdir, tiny_config(*GD_RUN), results, len(traced))
 

@@ -28,7 +28,7 @@ from jdcl_jax.training.state import PyTree
 OnProgress = Callable[[int], None]
 MEASURES = ("eps_mse", *(f"bits_{variance}" for variance in VARIANCES))
 EVERY_IMAGE_AT = 20  # timesteps where only a mean over all is wanted [ours]
-MOST_IMAGES = 1000  # of a set where only a mean is wanted [ours]
+MOST_IMAGES = 250  # of a set where only a mean is wanted [ours]
 
 
 @dataclass(frozen=True)

@@ -56,5 +56,5 @@ def _gradients(setup: Setup, params: PyTree, examples: Examples, t: jax.Array) -
     x_t = q_sample(setup.schedule, examples.image, steps, eps)
     target = prediction_target(setup.schedule, setup.sampler.prediction, examples.image, steps, eps)
     noised = Noised(x_t, steps, examples.label if setup.num_classes else None, target)
-    _, found = per_sample_gradients(setup, params, examples, half_mse(setup), noised)
+    _, found = per_sample_gradients(params, noised, half_mse(setup))
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(found)], axis=1)

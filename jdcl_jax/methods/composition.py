@@ -40,7 +40,7 @@ class Penalised(Method):
         trained = [self._penalised(phase, task) if phase.observe is None else phase for phase in self.base.phases(task)]
         if task == self.setup.num_tasks - 1:
             return trained
-        after = [phase for penalty in self.penalties for phase in penalty.estimation(task, self._samples(penalty))]
+        after = [phase for penalty in self.penalties for phase in penalty.estimation(self._samples(penalty))]
         return [*trained, *after]
 
     def _samples(self, penalty: Penalty) -> Stream:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jdcl_jax.data.batches import Examples
 from jdcl_jax.errors import UserError
+from jdcl_jax.methods.denoising import noise_examples
 from jdcl_jax.methods.method import Learned, Memory, Phase, Setup
 from jdcl_jax.methods.per_sample import PerExample, half_mse, per_sample_gradients, running_mean
 from jdcl_jax.methods.quadratic import QuadraticPenalty, add_task
@@ -34,7 +35,7 @@ def diagonal_phase(
         tracked: Tracked, params: PyTree, batch: dict[str, Examples], context: Context, step: jax.Array, over: Across
     ) -> tuple[Tracked, Metrics]:
         del context
-        values, gradients = per_sample_gradients(setup, params, batch["current"], of)
+        values, gradients = per_sample_gradients(params, noise_examples(setup, batch["current"]), of)
         mean = over.mean(jax.tree.map(lambda g: jnp.mean(jnp.abs(g) ** power, axis=0), gradients))
         grown = running_mean(tracked[name], mean, step)
         return {**tracked, name: grown}, {metric: over.mean(jnp.mean(values))}
@@ -55,7 +56,7 @@ class EWC(QuadraticPenalty):
     def init_tracked(self, params: PyTree) -> Tracked:
         return {"fisher": jax.tree.map(jnp.zeros_like, params)}
 
-    def estimation(self, task: int, current: Stream) -> Sequence[Phase]:
+    def estimation(self, current: Stream) -> Sequence[Phase]:
         steps = self.estimation_steps()
         return [diagonal_phase("fisher", self.setup, current, steps, half_mse(self.setup), 2, "half_mse")]
 

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from jdcl_jax.data.batches import Examples
 from jdcl_jax.keys import example_normal, subkeys
 from jdcl_jax.methods import teacher
-from jdcl_jax.methods.denoising import Noised, match, network_labels, noise_examples
+from jdcl_jax.methods.denoising import Noised, network_labels
 from jdcl_jax.methods.starts import start_stream
 from jdcl_jax.methods.teacher import TeacherMethod
 from jdcl_jax.methods.timesteps import TimestepLaw, draw_timesteps
-from jdcl_jax.training.state import Context, PyTree
+from jdcl_jax.training.state import Context
 from jdcl_jax.training.streams import Streams
 
 DEFAULTS: dict[str, object] = {
@@ -29,14 +29,11 @@ class Gaussian(TeacherMethod):
         del t
         return example_normal(subkeys(keys, "z"), self.setup.image_shape)
 
-    def losses(self, params: PyTree, batch: dict[str, Examples], context: Context) -> tuple[jax.Array, jax.Array]:
+    def rehearsed(self, batch: dict[str, Examples], context: Context) -> tuple[Noised, jax.Array]:
         setup, starts = self.setup, batch["replay"]
         t = draw_timesteps(TimestepLaw(setup.schedule.timesteps), subkeys(starts.key, "t"))
         z, labels = self.noise(starts.key, t), network_labels(setup, starts)
-        target = self.teacher_output(context, z, t, labels)
-        new, old = noise_examples(setup, batch["current"]), Noised(z, t, labels, target)
-        current, replay = match(setup, params, [(new, new.target, batch["current"].key), (old, target, starts.key)])
-        return current, replay
+        return Noised(z, t, labels, self.teacher_output(context, z, t, labels)), starts.key
 
     def old_streams(self) -> Streams:
         return {"replay": start_stream(self.setup)}

@@ -14,11 +14,11 @@ from jdcl_jax.diffusion.sampler import Sampler, sample
 from jdcl_jax.errors import UserError
 from jdcl_jax.keys import subkeys
 from jdcl_jax.methods import sample_replay
-from jdcl_jax.methods.denoising import Noised, bind, match, network_labels, noise_examples
+from jdcl_jax.methods.denoising import Noised, bind, network_labels
 from jdcl_jax.methods.sample_replay import SampleReplay
 from jdcl_jax.methods.starts import start_stream
 from jdcl_jax.methods.timesteps import TimestepLaw
-from jdcl_jax.training.state import Context, PyTree
+from jdcl_jax.training.state import Context
 from jdcl_jax.training.streams import Streams
 
 INPUTS = ("renoised", "all_states")
@@ -81,12 +81,8 @@ class GenerativeDistillation(SampleReplay):
     def target(self, noised: Noised, context: Context) -> jax.Array:
         return self.teacher_output(context, noised.x_t, noised.t, noised.labels)
 
-    def losses(self, params: PyTree, batch: dict[str, Examples], context: Context) -> tuple[jax.Array, jax.Array]:
-        if not self._on_states:
-            return super().losses(params, batch, context)
-        new, (old, key) = noise_examples(self.setup, batch["current"]), self._states(batch["replay"], context)
-        current, replay = match(self.setup, params, [(new, new.target, batch["current"].key), (old, old.target, key)])
-        return current, replay
+    def rehearsed(self, batch: dict[str, Examples], context: Context) -> tuple[Noised, jax.Array]:
+        return self._states(batch["replay"], context) if self._on_states else super().rehearsed(batch, context)
 
     def _states(self, starts: Examples, context: Context) -> tuple[Noised, jax.Array]:
         """All states of the teacher's chains, S B of them, with its outputs as targets, and a key for each.

@@ -29,7 +29,7 @@ class MAS(QuadraticPenalty):
     def init_tracked(self, params: PyTree) -> Tracked:
         return {"sensitivity": jax.tree.map(jnp.zeros_like, params)}
 
-    def estimation(self, task: int, current: Stream) -> Sequence[Phase]:
+    def estimation(self, current: Stream) -> Sequence[Phase]:
         steps, of = self.estimation_steps(), output_size(self.setup)
         return [diagonal_phase("sensitivity", self.setup, current, steps, of, 1, "mean_square_output")]
 

@@ -61,9 +61,9 @@ class Penalty:
         del gradient, update
         return tracked
 
-    def estimation(self, task: int, current: Stream) -> Sequence[Phase]:
+    def estimation(self, current: Stream) -> Sequence[Phase]:
         """Phases after the training of a task that is followed by another; `current` reads its data."""
-        del task, current
+        del current
         return []
 
     def end_task(self, memory: Memory, learned: Learned, task: int) -> Memory:

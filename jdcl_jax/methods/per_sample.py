@@ -5,8 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jdcl_jax.data.batches import Examples
-from jdcl_jax.methods.denoising import Noised, noise_examples
+from jdcl_jax.methods.denoising import Noised
 from jdcl_jax.methods.method import Setup
 from jdcl_jax.training.state import PyTree
 
@@ -33,21 +32,16 @@ def output_size(setup: Setup) -> PerExample:
     return value
 
 
-def per_sample_gradients(
-    setup: Setup, params: PyTree, examples: Examples, of: PerExample, noised: Noised | None = None
-) -> tuple[jax.Array, PyTree]:
+def per_sample_gradients(params: PyTree, noised: Noised, of: PerExample) -> tuple[jax.Array, PyTree]:
     """Values [b] and gradients, every leaf [b, ...], one for each example.
 
     The whole batch's gradient squared is no substitute: its expectation is smaller by the batch size, and cross terms.
 
     Args:
-      setup: network and schedule.
       params: where.
-      examples: b of them, noised here unless `noised` is given.
+      noised: b examples.
       of: what is differentiated.
-      noised: the same examples, noised already.
     """
-    noised = noise_examples(setup, examples) if noised is None else noised
 
     def one(x_t: jax.Array, t: jax.Array, labels: jax.Array | None, target: jax.Array) -> tuple[jax.Array, PyTree]:
         single = Noised(x_t[None], t[None], None if labels is None else labels[None], target[None])

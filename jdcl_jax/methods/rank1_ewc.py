@@ -9,6 +9,7 @@ import numpy as np
 from jdcl_jax.data.batches import Examples
 from jdcl_jax.errors import UserError
 from jdcl_jax.keys import fold_name
+from jdcl_jax.methods.denoising import noise_examples
 from jdcl_jax.methods.method import Learned, Memory, Phase
 from jdcl_jax.methods.penalty import Penalty
 from jdcl_jax.methods.per_sample import half_mse, per_sample_gradients, running_mean
@@ -113,8 +114,7 @@ class Rank1EWC(Penalty):
         image = jax.tree.map(jnp.zeros_like, several)
         return {"basis": several, "image": image, "rayleigh": jnp.zeros((rank, rank))}
 
-    def estimation(self, task: int, current: Stream) -> Sequence[Phase]:
-        del task
+    def estimation(self, current: Stream) -> Sequence[Phase]:
         steps = self.estimation_steps()
 
         def phase(name: str, observe: Observe, passes: int = 1) -> Phase:
@@ -126,7 +126,7 @@ class Rank1EWC(Penalty):
         return [phase("mean_gradient", self._mean), phase("curvature", self._along)]
 
     def _gradients(self, params: PyTree, batch: dict[str, Examples]) -> tuple[jax.Array, PyTree]:
-        return per_sample_gradients(self.setup, params, batch["current"], half_mse(self.setup))
+        return per_sample_gradients(params, noise_examples(self.setup, batch["current"]), half_mse(self.setup))
 
     def _mean(
         self, tracked: Tracked, params: PyTree, batch: dict[str, Examples], _: Context, step: jax.Array, over: Across

@@ -14,7 +14,7 @@ from jdcl_jax.diffusion.sampler import Sampler
 from jdcl_jax.errors import UserError
 from jdcl_jax.keys import subkeys
 from jdcl_jax.methods import teacher, timesteps
-from jdcl_jax.methods.denoising import Noised, generate, match, noise_examples
+from jdcl_jax.methods.denoising import Noised, generate, noise_examples
 from jdcl_jax.methods.method import Learned, Memory, Phase
 from jdcl_jax.methods.stored_replay import DRAW, draw_phase, empty_store, store_capacity, store_size, stored_stream
 from jdcl_jax.methods.teacher import TeacherMethod, start_labels
@@ -41,9 +41,6 @@ class SampleReplay(TeacherMethod):
 
     def check(self) -> None:
         super().check()
-        steps = self.options["teacher_steps"]
-        if not 1 <= steps <= self.setup.schedule.timesteps:
-            raise UserError(f"method.teacher_steps is {steps}; write 1 to {self.setup.schedule.timesteps}")
         if self.options["replay"] not in REPLAYS:
             raise UserError(f"method.replay is '{self.options['replay']}'; write one of: {', '.join(REPLAYS)}")
         if self.options["stored_per_class"] < 1:
@@ -66,8 +63,7 @@ class SampleReplay(TeacherMethod):
 
     def chain_passes(self) -> int:
         """Forward passes of the chain."""
-        guided = 2 if self.setup.num_classes and self.setup.guidance > 0 else 1
-        return guided * len(self.chain().visited(self.setup.schedule))
+        return self.sampling_passes * len(self.chain().visited(self.setup.schedule))
 
     def draw(self, context: Context, keys: jax.Array, labels: jax.Array) -> jax.Array:
         """Teacher samples, float32 [B, H, W, C] in [-1, 1]; a conditional teacher is guided as the setup says."""
@@ -80,12 +76,9 @@ class SampleReplay(TeacherMethod):
         """What the student should say about the noised teacher samples, [B, H, W, C]."""
         raise NotImplementedError
 
-    def losses(self, params: PyTree, batch: dict[str, Examples], context: Context) -> tuple[jax.Array, jax.Array]:
-        new, old = noise_examples(self.setup, batch["current"]), noise_examples(self.setup, batch["replay"], self.law())
-        target = jax.lax.stop_gradient(self.target(old, context))
-        halves = [(new, new.target, batch["current"].key), (old, target, batch["replay"].key)]
-        current, replay = match(self.setup, params, halves)
-        return current, replay
+    def rehearsed(self, batch: dict[str, Examples], context: Context) -> tuple[Noised, jax.Array]:
+        noised = noise_examples(self.setup, batch["replay"], self.law())
+        return noised._replace(target=self.target(noised, context)), batch["replay"].key
 
     def old_streams(self) -> Streams:
         def fresh(context: Context, keys: jax.Array) -> Examples:

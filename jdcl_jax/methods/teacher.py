@@ -9,7 +9,7 @@ import numpy as np
 from jdcl_jax.data.batches import Examples
 from jdcl_jax.errors import UserError
 from jdcl_jax.keys import subkeys
-from jdcl_jax.methods.denoising import plain_phase
+from jdcl_jax.methods.denoising import Noised, match, noise_examples, plain_phase
 from jdcl_jax.methods.method import Learned, Memory, Method, Phase
 from jdcl_jax.training.state import Context, PyTree
 from jdcl_jax.training.streams import Streams
@@ -23,10 +23,10 @@ DEFAULTS: dict[str, object] = {
 }
 
 
-def old_labels(context: Context, keys: jax.Array) -> jax.Array:
-    """A label of an old class for each key, all equally likely: keys [B] -> int32 [B]."""
+def start_labels(context: Context, keys: jax.Array) -> jax.Array:
+    """A label of an old class for each example, all equally likely: keys [B] -> int32 [B]."""
     old = context.method["old"]
-    places = jax.vmap(lambda key: jax.random.randint(key, (), 0, old["count"]))(keys)
+    places = jax.vmap(lambda key: jax.random.randint(key, (), 0, old["count"]))(subkeys(keys, "class"))
     return old["classes"][places]
 
 
@@ -46,12 +46,22 @@ class TeacherMethod(Method):
         for key, choices in (("teacher", TEACHERS), ("weighting", WEIGHTINGS)):
             if self.options[key] not in choices:
                 raise UserError(f"method.{key} is '{self.options[key]}'; write one of: {', '.join(choices)}")
+        steps, most = self.options.get("teacher_steps", 1), self.setup.schedule.timesteps
+        if not 1 <= steps <= most:
+            raise UserError(f"method.teacher_steps is {steps}; write 1 to {most}")
         if self.options["teacher"] == "ema" and not self.setup.ema:
             raise UserError("method.teacher=ema needs an average; write train.ema=0.995 or method.teacher=last")
 
-    def losses(self, params: PyTree, batch: dict[str, Examples], context: Context) -> tuple[jax.Array, jax.Array]:
-        """MSE on the current task and on the old ones, [] each."""
+    def rehearsed(self, batch: dict[str, Examples], context: Context) -> tuple[Noised, jax.Array]:
+        """What the student is asked about the old tasks, with what it should answer as target, and keys for dropout."""
         raise NotImplementedError
+
+    def losses(self, params: PyTree, batch: dict[str, Examples], context: Context) -> tuple[jax.Array, jax.Array]:
+        """MSE on the current task and on the old ones, [] each; both go through the student in one pass."""
+        new, (old, keys) = noise_examples(self.setup, batch["current"]), self.rehearsed(batch, context)
+        target = jax.lax.stop_gradient(old.target)
+        current, rehearsed = match(self.setup, params, [(new, new.target, batch["current"].key), (old, target, keys)])
+        return current, rehearsed
 
     def old_streams(self) -> Streams:
         """Where the old examples come from."""
@@ -60,6 +70,11 @@ class TeacherMethod(Method):
     def old_passes(self) -> float:
         """Cost of the old part of a step, in forward passes of a batch."""
         raise NotImplementedError
+
+    @property
+    def sampling_passes(self) -> int:
+        """Forward passes of one step of sampling from the teacher: two where it is guided."""
+        return 2 if self.setup.num_classes and self.setup.guidance > 0 else 1
 
     def phases(self, task: int) -> Sequence[Phase]:
         setup = self.setup
@@ -108,8 +123,3 @@ class TeacherMethod(Method):
         del task
         chosen = learned.averaged if self.options["teacher"] == "ema" else learned.params
         return {**memory, "teacher": jax.tree.map(jnp.copy, chosen)}
-
-
-def start_labels(context: Context, keys: jax.Array) -> jax.Array:
-    """Old labels by the key "class" of each example."""
-    return old_labels(context, subkeys(keys, "class"))

@@ -4,14 +4,13 @@ import jax
 
 from jdcl_jax.data.batches import Examples
 from jdcl_jax.diffusion.sampler import Sampler, sample_until
-from jdcl_jax.errors import UserError
 from jdcl_jax.keys import subkeys
 from jdcl_jax.methods import teacher
-from jdcl_jax.methods.denoising import Noised, bind, match, network_labels, noise_examples
+from jdcl_jax.methods.denoising import Noised, bind, network_labels
 from jdcl_jax.methods.starts import start_stream
 from jdcl_jax.methods.teacher import TeacherMethod
 from jdcl_jax.methods.timesteps import TimestepLaw, draw_timesteps
-from jdcl_jax.training.state import Context, PyTree
+from jdcl_jax.training.state import Context
 from jdcl_jax.training.streams import Streams
 
 DEFAULTS: dict[str, object] = {
@@ -26,13 +25,7 @@ class TrajectoryDistillation(TeacherMethod):
 
     phase_name = "follow"
 
-    def check(self) -> None:
-        super().check()
-        steps = self.options["teacher_steps"]
-        if not 1 <= steps <= self.setup.schedule.timesteps:
-            raise UserError(f"method.teacher_steps is {steps}; write 1 to {self.setup.schedule.timesteps}")
-
-    def losses(self, params: PyTree, batch: dict[str, Examples], context: Context) -> tuple[jax.Array, jax.Array]:
+    def rehearsed(self, batch: dict[str, Examples], context: Context) -> tuple[Noised, jax.Array]:
         setup, starts = self.setup, batch["replay"]
         t = draw_timesteps(TimestepLaw(setup.schedule.timesteps), subkeys(starts.key, "t"))
         chain = Sampler("ddim", self.options["teacher_steps"], prediction=setup.sampler.prediction)
@@ -41,17 +34,13 @@ class TrajectoryDistillation(TeacherMethod):
             sample_until(predict, setup.schedule, chain, subkeys(starts.key, "sample"), setup.image_shape, t)
         )
         labels = network_labels(setup, starts)  # some dropped, or the student would forget what guidance subtracts
-        target = self.teacher_output(context, x_t, t, labels)
-        new, old = noise_examples(setup, batch["current"]), Noised(x_t, t, labels, target)
-        current, replay = match(setup, params, [(new, new.target, batch["current"].key), (old, target, starts.key)])
-        return current, replay
+        return Noised(x_t, t, labels, self.teacher_output(context, x_t, t, labels)), starts.key
 
     def old_streams(self) -> Streams:
         return {"replay": start_stream(self.setup)}
 
     def old_passes(self) -> float:
-        guided = 2 if self.setup.num_classes and self.setup.guidance > 0 else 1
-        return 3 + 1 + guided * self.options["teacher_steps"]
+        return 3 + 1 + self.sampling_passes * self.options["teacher_steps"]
 
 
 METHODS = {"trajectory": (TrajectoryDistillation, DEFAULTS)}

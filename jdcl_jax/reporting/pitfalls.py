@@ -58,12 +58,11 @@ def label_of(run: Run) -> str:
     return getattr(run, "label", "") or run.path.resolve().name.removesuffix(f"-{run.seed}")
 
 
-def study(runs: Sequence[Run], dims: int | None = None) -> Pitfalls:
+def study(runs: Sequence[Run]) -> Pitfalls:
     """Compares finished runs of one data set, several methods with the same seeds.
 
     Args:
       runs: the runs; those that are not finished are left out.
-      dims: pixel values of an image, for the mixture; the runs' own if None.
 
     Raises:
       UserError: fewer than three methods, several data sets, or runs without bits/dim.
@@ -88,7 +87,7 @@ def study(runs: Sequence[Run], dims: int | None = None) -> Pitfalls:
     ]
     means = {method: _means([run for run in finished if label_of(run) == method], common) for method in methods}
     small = [scores["bpd_fixed_small"].mean for scores in means.values() if "bpd_fixed_small" in scores]
-    size = dims or _dims(finished[0])
+    size = _dims(finished[0])
     return Pitfalls(
         tuple(common),
         methods,

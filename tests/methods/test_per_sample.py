@@ -9,6 +9,7 @@ import pytest
 
 from jdcl_jax.data.batches import Examples
 from jdcl_jax.keys import example_keys, named_key
+from jdcl_jax.methods.denoising import noise_examples
 from jdcl_jax.methods.per_sample import half_mse, output_size, per_sample_gradients, running_mean
 
 
@@ -26,11 +27,11 @@ def test_each_example_has_the_gradient_that_it_has_alone(affine, of, conditional
     if conditional:
         affine.setup = dataclasses.replace(affine.setup, num_classes=6, label_dropout=0.5)
     setup, params, together = affine.setup, affine.params, examples()
-    values, gradients = per_sample_gradients(setup, params, together, of(setup))
+    values, gradients = per_sample_gradients(params, noise_examples(setup, together), of(setup))
     assert values.shape == (6,)
     for i in range(6):
         alone = Examples(together.image[i : i + 1], together.label[i : i + 1], together.key[i : i + 1])
-        value, gradient = per_sample_gradients(setup, params, alone, of(setup))
+        value, gradient = per_sample_gradients(params, noise_examples(setup, alone), of(setup))
         np.testing.assert_allclose(values[i], value[0], rtol=1e-6)
         for name in gradient:
             np.testing.assert_allclose(gradients[name][i], gradient[name][0], rtol=1e-5, atol=1e-7)
@@ -46,7 +47,7 @@ def test_networks_are_asked_without_dropout(affine) -> None:
 
     setup = dataclasses.replace(affine.setup, apply=apply)
     for of in (half_mse, output_size):
-        per_sample_gradients(setup, affine.params, examples(), of(setup))
+        per_sample_gradients(affine.params, noise_examples(setup, examples()), of(setup))
     assert seen
     assert all(call == ((1, 4, 4, 1), None) for call in seen)
 
