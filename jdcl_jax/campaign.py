@@ -6,12 +6,10 @@ an unfinished one goes on where it was.
 
 import contextlib
 import datetime
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import platform
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,45 +21,20 @@ import ml_collections
 
 import jdcl_jax
 from jdcl_jax.assembly import assemble
-from jdcl_jax.config import default_config, differing_keys, flatten, split_words
+from jdcl_jax.config import differing_keys, flatten, split_words
 from jdcl_jax.errors import UserError
+from jdcl_jax.measuring.gradients_at import fitting
 from jdcl_jax.methods.method import Setup
-from jdcl_jax.methods.registry import is_method_name, known_methods, make_method
+from jdcl_jax.methods.registry import is_method_name, make_method
 from jdcl_jax.processes import Failure, Job, places, run_all
-from jdcl_jax.reporting.study import FORMAT, RECORD, read_record
+from jdcl_jax.reporting.study_runs import FORMAT, RECORD, STRUCTURE, read_record
 from jdcl_jax.reporting.writer import write_json
 from jdcl_jax.results import PACKAGES, commit
+from jdcl_jax.specs import Spec, parse_seeds, parse_specs
 from jdcl_jax.validation import validate
 from jdcl_jax.workdir import MACHINE_KEYS, Workdir
 
-_NAME = re.compile(r"[A-Za-z0-9_+]+")
-_PAIR = re.compile(r"([A-Za-z0-9_.]+)\s*=\s*(.*)")
-_PLAIN_PAIR = re.compile(r"[A-Za-z0-9_.]+=[A-Za-z0-9._+-]*")
-_LONGEST = 100  # characters of a folder's name; file systems allow 255
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A method of a study with its options.
-
-    Attributes:
-      text: as it was written; its name in all tables.
-      words: the same as words behind the colon of `--config=FILE:`.
-    """
-
-    text: str
-    words: tuple[str, ...]
-
-    @property
-    def slug(self) -> str:
-        """A name for files: letters, digits and . _ = + - only; different words never share one."""
-        name, *pairs = [word.removeprefix("method.") for word in self.words]
-        readable = re.sub(r"[^A-Za-z0-9._=+-]+", "-", "-".join([name, *pairs]))
-        # Of such pairs each "=" ends a key without "-", so the name can be read back; any other gets a digest, set off
-        # by what no such name holds.
-        if len(readable) <= _LONGEST and all(map(_PLAIN_PAIR.fullmatch, pairs)):
-            return readable
-        return f"{readable[:_LONGEST]}=={hashlib.sha256(','.join(self.words).encode()).hexdigest()[:12]}"
+FEWEST_GRADIENTS, MOST_GRADIENTS = 16, 128  # of single examples, to find their structure [ours]
 
 
 @dataclass(frozen=True)
@@ -116,55 +89,6 @@ class Plan:
     def methods(self) -> list[str]:
         """The methods as they were written, in that order."""
         return list(dict.fromkeys(run.spec.text for run in self.runs))
-
-
-def parse_specs(text: str) -> list[Spec]:
-    """Reads "finetune,er(rehearsal_coefficient=0.1),gd(train.ema=0.995)".
-
-    A key is one of the method's options, or a dotted key of the whole config if it begins with one of its sections.
-
-    Raises:
-      UserError: something else stands there, or the same spec twice.
-    """
-    if text.count("(") != text.count(")") or text.count("[") != text.count("]"):
-        raise UserError(f"--methods={text} has an open bracket; write NAME or NAME(key=value,...)")
-    specs = [_spec(part) for part in split_words(text)]
-    if not specs:
-        raise UserError("no methods; write --methods=finetune,gd or others of " + ", ".join(sorted(known_methods())))
-    for index, spec in enumerate(specs):
-        if spec.words in [other.words for other in specs[:index]]:
-            raise UserError(f"--methods has {spec.text} twice; write it once")
-    return specs
-
-
-def _spec(text: str) -> Spec:
-    name, bracket, rest = text.partition("(")
-    if not _NAME.fullmatch(name) or (bracket and not rest.endswith(")")):
-        raise UserError(f"'{text}' is no method of a study; write NAME or NAME(key=value,...)")
-    sections = [key for key, value in default_config().items() if isinstance(value, ml_collections.ConfigDict)]
-    words = [name]
-    for pair in split_words(rest[:-1]):
-        if (match := _PAIR.fullmatch(pair)) is None:
-            raise UserError(f"'{pair}' in {text} is no option; write NAME(key=value,...)")
-        key, value = match.groups()
-        section, dot, _ = key.partition(".")
-        words.append(f"{key}={value}" if dot and section in sections else f"method.{key}={value}")
-    return Spec(text, tuple(words))
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Reads "0,1,2".
-
-    Raises:
-      UserError: something that is no seed, or one twice.
-    """
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdecimal() for word in words):
-        raise UserError(f"--seeds={text} are no seeds; write whole numbers from 0 on, such as --seeds=0,1,2")
-    seeds = [int(word) for word in words]
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds={text} has a seed twice; write each once")
-    return seeds
 
 
 def make_plan(config: str, methods: str, seeds: str, workdir: Path) -> Plan:
@@ -353,3 +277,32 @@ def run_plan(plan: Plan, *, command: str, jobs: int, say: Callable[[str], None])
     where = places(jobs, len(left))
     say(f"{len(left)} runs, {len(where)} at once" + (f"; {finished} are finished already" if finished else ""))
     return run_all([run.job() for run in left], where, finished=finished, say=say)
+
+
+def measure_structure(plan: Plan, *, say: Callable[[str], None]) -> list[Failure]:
+    """Measures once how near to rank 1 the Fisher information is, after the first task of the first finished run.
+
+    There all methods of a study still have the same network, unless their options say otherwise. Nothing happens where
+    that was measured already, or where too few gradients of the network fit into memory.
+
+    Returns:
+      The failure, if it failed.
+
+    Raises:
+      Interrupted: by Ctrl-C or a signal.
+      UserError: the workdir can't be written.
+    """
+    numbers = plan.workdir / STRUCTURE
+    finished = ((run, Workdir(run.folder, run.config).finished_results()) for run in plan.runs)
+    run, results = next(((run, results) for run, results in finished if results is not None), (None, None))
+    if numbers.exists() or run is None or results is None:
+        return []
+    images = min(MOST_GRADIENTS, fitting(results["parameters"]))
+    if images < FEWEST_GRADIENTS:
+        say(f"gradients of {results['parameters']:,} numbers are too large to say how near to rank 1 their Fisher is")
+        return []
+    words = [f"--workdir={run.folder}", "--task=1", f"--images={images}", f"--out={numbers.with_suffix('.png')}"]
+    command = [sys.executable, "-m", "jdcl_jax.fisher", *words]
+    log = plan.workdir / "logs" / "structure.log"
+    job = Job("structure of the gradients", "structure", command, log, numbers)
+    return run_all([job], places(1, 1), say=say)

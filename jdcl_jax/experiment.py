@@ -140,9 +140,11 @@ class Experiment:
                 if stream.batch_size % self.parallel.count:
                     of_train = stream.batch_size == self.config.train.batch_size
                     what = "train.batch_size=" if of_train else f"in phase {phase.name} the batch of stream {name}, "
+                    how = "write" if of_train else "write options that make it"
+                    otherwise = ", or start with JAX_NUM_CPU_DEVICES=1" if jax.default_backend() == "cpu" else ""
                     raise UserError(
                         f"{what}{stream.batch_size} can't be shared by {self.parallel.count} devices; "
-                        f"write a multiple of {self.parallel.count}"
+                        f"{how} a multiple of {self.parallel.count}{otherwise}"
                     )
 
     # -- a task

@@ -8,7 +8,7 @@ from jdcl_jax.config import default_config, set_method
 def generative_distillation(config: ml_collections.ConfigDict) -> None:
     """Generative Distillation (arXiv 2311.14028 [code]); network, steps and batch are the data set's own."""
     set_method(config, config.method.name)  # S = 2 and lambda of each method: their defaults are this paper's
-    config.data.update(image_size=32, fit="resize")
+    config.data.update(image_size=32, fit="resize", validation=0.0)
     config.tasks.update(num_tasks=5, groups="", order="gd-42", first=0)
     config.model.update(head_channels=8, heads=0, groups=32, scale_shift=False, dropout=0.0, class_conditional=False)
     config.diffusion.update(schedule="linear", timesteps=1000, beta_start=1e-4, beta_end=0.02)
@@ -22,14 +22,15 @@ def generative_distillation(config: ml_collections.ConfigDict) -> None:
 def rank1_ewc(config: ml_collections.ConfigDict) -> None:
     """Rank-1 EWC + GD (arXiv 2509.23593 [2nd, paper]); what it does not state stays as the config has it [ours].
 
-    Not stated: the network, the noise schedule, the scored samples, flips, clipping. Its 50 DDIM steps are taken for
-    the stored samples of the teacher too.
+    Not stated: the network, the noise schedule, the number of scored samples, flips, clipping, validation. Its 50 DDIM
+    steps are taken for the stored samples of the teacher too. It is scored with FID, which needs Inception's weights.
     """
     config.tasks.update(num_tasks=5, groups="", order="natural", first=0)
     config.model.class_conditional = True
     config.diffusion.update(timesteps=1000, prediction="eps")
     config.sampler.update(kind="ddim", steps=50, eta=0.0)
     config.train.update(epochs=200, batch_size=128, optimizer="adam", learning_rate=2e-4, schedule="constant", warmup=0)
+    config.evaluation.scores = ("fid", "kld", "ard")
     method = config.method
     if "replay" in method:
         method.update(replay="stored", stored_per_class=5000, teacher_steps=50, replay_weight=1.0)
@@ -49,5 +50,5 @@ def reduced(config: ml_collections.ConfigDict) -> None:
     config.train.update(epochs=0, batch_size=16, learning_rate=1e-3, ema=0.995, log_every=50)
     config.evaluation.update(num_samples=500, batch_size=250, weights="ema", scores=default_config().evaluation.scores)
     config.checkpoint.every = 100
-    if "stored_per_class" in config.method:
+    if config.method.get("replay") == "stored":
         config.method.update(stored_per_class=250, teacher_steps=min(config.method.teacher_steps, 10))

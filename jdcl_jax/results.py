@@ -37,7 +37,14 @@ class Results:
 
     def __init__(self, parts: Parts, parallel: Parallel, command: str, flops: float):
         self._parts, self._parallel, self._command, self._flops = parts, parallel, command, flops
-        self._history: dict[str, Any] = {"started": _now(), "evaluations": [], "cost": [], "instrument": {}}
+        self._commit = commit()  # of the code that is loaded, whatever the checkout holds later
+        self._history: dict[str, Any] = {
+            "started": _now(),
+            "commits": [self._commit],
+            "evaluations": [],
+            "cost": [],
+            "instrument": {},
+        }
 
     def history(self) -> dict[str, Any]:
         """All that must survive a restart, as JSON."""
@@ -45,7 +52,8 @@ class Results:
 
     def restore(self, history: dict[str, Any]) -> None:
         """Takes up the history that a checkpoint held."""
-        self._history = history
+        before = history.get("commits", [])
+        self._history = {**history, "commits": before if self._commit in before[-1:] else [*before, self._commit]}
 
     def add_training(self, task: int, phase: Phase, steps: int, images: int, seconds: float, compiling: float) -> None:
         """Adds `steps` steps of `images` images to a phase's costs; `compiling` is a part of `seconds`."""
@@ -90,7 +98,8 @@ class Results:
             "dataset": config.data.name,
             "seed": config.seed,
             "command": self._command,
-            "commit": commit(),
+            "commit": self._commit,
+            "commits": self._history["commits"],
             "started": self._history["started"],
             "finished": _now() if status == "finished" else None,
             "provenance": parts.dataset.provenance,

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import jax
 
-from jdcl_jax.campaign import make_plan, parse_specs, run_plan
+from jdcl_jax.campaign import make_plan, measure_structure, run_plan
 from jdcl_jax.errors import UserError, exit_on_user_error
 from jdcl_jax.processes import Failure, Interrupted
 from jdcl_jax.reporting.logs import plain_logging
 from jdcl_jax.reporting.study import write_study
+from jdcl_jax.specs import parse_specs
 
 EXIT_FAILURES, EXIT_INTERRUPTED = 1, 130
 
@@ -37,6 +38,7 @@ def study(options: argparse.Namespace, command: str) -> list[Failure]:
         methods = plan.methods
         say = functools.partial(print, file=sys.stderr, flush=True)
         failures = run_plan(plan, command=command, jobs=options.jobs, say=say)
+        failures += measure_structure(plan, say=say)
     print(write_study(options.workdir, methods))
     print(f"\nstudy: {options.workdir}/study.html, {options.workdir}/study.csv")
     return failures

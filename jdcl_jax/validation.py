@@ -104,11 +104,13 @@ def _span(low: float | None, high: float | None) -> str:
 
 def _validate_method(config: ml_collections.ConfigDict) -> None:
     known = flatten(default_options(config.method.name))
-    for key in flatten(config.method):
+    for key, value in flatten(config.method).items():
         if key != "name" and key not in known:
             raise UserError(
                 f"method.{key} is no option of '{config.method.name}'; it has: {', '.join(known) or 'none'}"
             )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"method.{key} is {value}; write a finite number")
 
 
 def _validate_diffusion(config: ml_collections.ConfigDict) -> None:

@@ -30,6 +30,7 @@ FLOORS = {
             "workdir",
             "experiment",
             "campaign",
+            "specs",
             "processes",
             "restored",
             "protocols",

@@ -13,6 +13,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def run(script: str, *words: str) -> None:
+    command = [sys.executable, f"benchmarks/{script}", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture
 def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
@@ -59,15 +66,23 @@ def test_the_arithmetic_of_a_step_is_what_its_trace_counts(benchmarks, tiny_conf
     assert counted == pytest.approx(phase.passes, rel=0.03)  # A-GEM's dot products are counted too
 
 
+def test_the_cost_of_replay_is_counted_and_timed(tmp_path) -> None:
+    out = tmp_path / "out.json"
+    small = "train.batch_size=4,model.channels=(8,16),model.groups=4"
+    run("replay_cost.py", f"--config=configs/digits.py:{small}", "--methods=gd", "--repeats=2", f"--out={out}")
+    row = json.loads(out.read_text())["methods"]["gd"]
+    assert row["arithmetic"] == 9
+    assert row["counted"] == pytest.approx(9, rel=0.03)
+    assert len(row["rounds"]) == 2
+    assert row["timed"] > 0
+
+
 @pytest.mark.parametrize(
     ("script", "unit"), [("train_step.py", ["--steps-per-call=2"]), ("sampling.py", ["--sampler-steps=2"])]
 )
 def test_a_benchmark_runs_and_leaves_its_numbers(script, unit, tmp_path) -> None:
     out = tmp_path / "out.json"
-    command = [sys.executable, f"benchmarks/{script}", "--size=tiny", "--repeats=2", *unit, f"--out={out}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run(script, "--size=tiny", "--repeats=2", *unit, f"--out={out}")
     found = json.loads(out.read_text())
     assert len(found["seconds"]["jdcl_jax"]) == 2
     assert found["median"]["jdcl_jax"] > 0

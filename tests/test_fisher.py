@@ -54,10 +54,18 @@ def test_gradients_are_of_single_images_at_the_timestep_asked_for(gd_run) -> Non
         assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-3), name
 
 
+def test_inner_products_are_those_of_whole_rows(monkeypatch) -> None:
+    monkeypatch.setattr(gradients_at, "BLOCK", 7)
+    rows = np.random.default_rng(0).normal(size=(5, 23)).astype(np.float32)
+    found = gradients_at.inner_products(rows)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, rows.astype(np.float64) @ rows.T.astype(np.float64), rtol=1e-12)
+
+
 def test_gradients_that_do_not_fit_are_refused_with_a_number_that_does(gd_run, monkeypatch) -> None:
     run = restore(gd_run.workdir, 1)
     size = sum(leaf.size for leaf in jax.tree.leaves(run.params))
-    monkeypatch.setattr(gradients_at, "MEMORY_GIB", 10 * size * 4 / 2**30)
+    monkeypatch.setattr(gradients_at, "MEMORY_GIB", 10.5 * size * 4 / 2**30)
     split = spread(run.parts.sequence.train.task(0), 20)
     with pytest.raises(UserError, match="--images=10"):
         next(gradients_at.structures(run.parts.setup, run.params, split, np.array([0])))

@@ -108,6 +108,8 @@ BAD_CONFIGS = {
     "attention nowhere": (f"--config={DIGITS}:model.attention_resolutions=(3,)", "the feature maps are [8, 4]"),
     "groups": (f"--config={DIGITS}:model.groups=5", "model.groups=5"),
     "heads": (f"--config={DIGITS}:model.head_channels=5", "model.head_channels=5"),
+    "a strength that is no number": (f"--config={DIGITS}:ewc,method.ewc.strength=nan", "method.ewc.strength is nan"),
+    "an infinite coefficient": (f"--config={DIGITS}:er,method.rehearsal_coefficient=1e999", "write a finite number"),
     "small buffer": (f"--config={DIGITS}:er,method.buffer_size=9", "write at least 10"),
     "buffer policy": (f"--config={DIGITS}:er,method.buffer_policy=fifo", "reservoir"),
     "teacher steps": (f"--config={DIGITS}:gd,method.teacher_steps=0", "write 1 to 1000"),

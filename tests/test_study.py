@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from jdcl_jax import campaign
 from jdcl_jax.study import main
 
 REPOSITORY = Path(__file__).parents[1]
@@ -62,8 +63,9 @@ def stop_at(file: Path) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_study_is_interrupted_goes_on_and_is_then_finished(arguments, tmp_path, capsys) -> None:
+def test_a_study_is_interrupted_goes_on_and_is_then_finished(arguments, tmp_path, capsys, monkeypatch) -> None:
     words, workdir = arguments("finetune,joint(train.log_every=1)"), tmp_path / "study"
+    monkeypatch.setattr(campaign, "MOST_GRADIENTS", 16)
     threading.Thread(target=stop_at, args=(workdir / "runs" / "finetune-0" / "config.json",), daemon=True).start()
     with pytest.raises(SystemExit) as end:
         main(words)
@@ -75,9 +77,8 @@ def test_a_study_is_interrupted_goes_on_and_is_then_finished(arguments, tmp_path
 
     main(words)  # goes on
     printed = capsys.readouterr()
-    assert re.findall(r"\[./2\] \w+ +[a-z()._=0-9 ]+", printed.err)[-1].startswith(
-        "[2/2] finished  joint(train.log_every=1)"
-    )
+    assert "\n[2/2] finished  joint(train.log_every=1)" in printed.err
+    assert "\n[1/1] finished  structure of the gradients" in printed.err
     assert re.search(r"^joint\(train\.log_every=1\) +[0-9.]+ ", printed.out, re.MULTILINE)
     assert f"study: {workdir}/study.html" in printed.out
     page = (workdir / "study.html").read_text(encoding="utf-8")
@@ -88,7 +89,8 @@ def test_a_study_is_interrupted_goes_on_and_is_then_finished(arguments, tmp_path
     assert sum(line.startswith("joint(train.log_every=1),fd_classifier,last_union,") for line in table) == 1
 
     logs = {path: path.stat().st_mtime_ns for path in (workdir / "logs").iterdir()}
-    assert len(logs) == 2
+    assert len(logs) == 3
+    assert "Per-sample gradients of the run" in page
     (workdir / "study.html").unlink()
     main(words)  # runs nothing
     assert capsys.readouterr().err == "all 2 runs are finished\n"

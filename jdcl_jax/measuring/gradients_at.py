@@ -19,7 +19,13 @@ from jdcl_jax.training.backend import compiler_options
 from jdcl_jax.training.state import PyTree
 
 BATCH = 16  # gradients at a time, each a copy of the parameters
-MEMORY_GIB = 8  # for all gradients of one timestep, on the host
+MEMORY_GIB = 4  # for all gradients of one timestep, on the host
+BLOCK = 2**18  # parameters whose inner products are added up in float64 at a time
+
+
+def fitting(parameters: int) -> int:
+    """How many gradients of so many numbers fit into memory."""
+    return int(MEMORY_GIB * 2**30 / (4 * parameters))
 
 
 def structures(setup: Setup, params: PyTree, split: Split, timesteps: np.ndarray) -> Iterator[tuple[int, Structure]]:
@@ -31,22 +37,27 @@ def structures(setup: Setup, params: PyTree, split: Split, timesteps: np.ndarray
       UserError: the gradients do not fit into memory.
     """
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    if (needed := len(split) * size * 4 / 2**30) > MEMORY_GIB:
-        fitting = int(len(split) * MEMORY_GIB / needed)
-        raise UserError(f"{len(split)} gradients of {size:,} numbers take {needed:.0f} GiB; write --images={fitting}")
+    if len(split) > (most := fitting(size)):
+        raise UserError(f"{len(split)} gradients of {size:,} numbers do not fit into memory; write --images={most}")
     # Compiled once: t is an argument.
     gradients = jax.jit(lambda p, examples, t: _gradients(setup, p, examples, t), compiler_options=compiler_options())
     keys = example_keys(named_key(0, "gradients"), jnp.arange(len(split)))
     for t in timesteps:
-        rows = []
+        flat = np.empty((len(split), size), np.float32)
         for first in range(0, len(split), BATCH):
             places = np.minimum(np.arange(first, first + BATCH), len(split) - 1)
             examples = Examples(
                 to_float(jnp.asarray(split.images[places])), jnp.asarray(split.labels[places]), keys[places]
             )
-            rows.append(np.asarray(gradients(params, examples, jnp.int32(t))))
-        flat = np.concatenate(rows)[: len(split)]
-        yield int(t), structure(flat.astype(np.float64) @ flat.T)
+            found = np.asarray(gradients(params, examples, jnp.int32(t)))
+            flat[first : first + BATCH] = found[: len(split) - first]
+        yield int(t), structure(inner_products(flat))
+
+
+def inner_products(rows: np.ndarray) -> np.ndarray:
+    """All inner products of rows float32 [N, P], float64 [N, N], without a float64 copy of the whole."""
+    blocks = (rows[:, first : first + BLOCK].astype(np.float64) for first in range(0, rows.shape[1], BLOCK))
+    return sum((block @ block.T for block in blocks), start=np.zeros((len(rows), len(rows))))
 
 
 def _gradients(setup: Setup, params: PyTree, examples: Examples, t: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from jdcl_jax.errors import UserError
 from jdcl_jax.methods.denoising import plain_phase
 from jdcl_jax.methods.method import Memory, Method, Phase
 from jdcl_jax.training.state import PyTree
@@ -19,6 +20,15 @@ class Joint(Method):
     `compute_matched` the tasks after the first get (S + 7) / 3 times as many, the price in forward passes of generative
     distillation with S teacher steps.
     """
+
+    def check(self) -> None:
+        steps = self.options["teacher_steps"]
+        if steps < 1:
+            raise UserError(f"method.teacher_steps is {steps}; write 1 or more")
+        if steps != DEFAULTS["teacher_steps"] and not self.options["compute_matched"]:
+            raise UserError(
+                f"method.teacher_steps={steps} has no effect here; leave it out or write method.compute_matched=True"
+            )
 
     def phases(self, task: int) -> Sequence[Phase]:
         if task == 0 or not self.options["compute_matched"]:

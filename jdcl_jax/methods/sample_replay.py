@@ -45,6 +45,8 @@ class SampleReplay(TeacherMethod):
             raise UserError(f"method.replay is '{self.options['replay']}'; write one of: {', '.join(REPLAYS)}")
         if self.options["stored_per_class"] < 1:
             raise UserError("method.stored_per_class counts from 1")
+        if not self.stored and self.options["stored_per_class"] != DEFAULTS["stored_per_class"]:
+            raise UserError("method.stored_per_class has no effect on fresh replay; write method.replay=stored")
         law_of_options(self.options, self.setup.schedule.timesteps)
 
     @property

@@ -18,7 +18,7 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     """A line for each reason for which these runs' numbers do not mean the same; [] if none.
 
     Looked at: status and data set; then, among the runs of one data set, where its pixels come
-    from, tasks, raw or EMA weights, what "reduced" says, the scores, their directions,
+    from, tasks, commits and versions, raw or EMA weights, what "reduced" says, the scores, their directions,
     descriptions and formulas, their numbers of evaluated samples, and the config's scoring parts;
     then, among runs of one data set and method, the rest of the config and repeated seeds.
     """
@@ -101,6 +101,8 @@ _FACTS: Mapping[str, Callable[[Run], Any]] = {
     "origins of the pixels": lambda run: run.results.get("provenance"),
     "tasks (classes, order or numbers of examples)": _tasks,
     "data or classifiers behind the scores": lambda run: run.results.get("instrument"),
+    "commits": lambda run: run.results.get("commits") or [run.results.get("commit")],
+    "versions": lambda run: run.results.get("versions"),
     "weights scored": lambda run: run.results.get("weights"),
     "reductions": lambda run: run.results.get("reduced") or "none",
     **{f"settings of {part}": partial(_config_part, part) for part in _SCORING},

@@ -65,9 +65,11 @@ def study(runs: Sequence[Run]) -> Pitfalls:
       runs: the runs; those that are not finished are left out.
 
     Raises:
-      UserError: fewer than three methods, several data sets, or runs without bits/dim.
+      UserError: fewer than three methods, several data sets, several numbers of tasks, or runs without bits/dim.
     """
     finished = [run for run in runs if run.finished]
+    if len({run.num_tasks for run in finished}) > 1:
+        raise UserError("the runs have different numbers of tasks; give runs of one sequence")
     if len({run.dataset for run in finished}) > 1:
         raise UserError("the runs are of several data sets; give runs of one")
     common = [name for name in RANKED if finished and all(name in run.scores for run in finished)]
@@ -79,7 +81,7 @@ def study(runs: Sequence[Run]) -> Pitfalls:
     methods = tuple(dict.fromkeys(label_of(run) for run in finished))
     if len(methods) < 3:
         raise UserError(f"{len(methods)} methods can't be ranked; give finished runs of three or more")
-    tasks = max(run.num_tasks for run in finished)
+    tasks = finished[0].num_tasks
     last = [_agreement(finished, methods, common, seed, tasks - 1) for seed in _seeds(finished)]
     every = [
         _averaged([_agreement(finished, methods, common, seed, task) for task in range(1, tasks)])

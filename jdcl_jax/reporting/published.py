@@ -1,18 +1,15 @@
-"""What publications report, and why a number of ours may not stand beside it.
+"""What publications report, and how it was made as far as that is known.
 
-A published value is worth comparing with only if it was made in the same way. So each one carries the protocol that is
-known of it, and a run's own record (results.json) says where it departs. What a publication does not state cannot be
-checked: it is named in `unknowns`, and agreement is never claimed for it.
+A published value is worth comparing with only if it was made in the same way (`comparable.py`). What a publication does
+not state cannot be checked: it is named in `unknowns`, and agreement is never claimed for it.
 
 All values here are from the table of arXiv 2509.23593: its own methods [paper], and the baselines as it reports them
 [2nd].
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-_IN_A_CELL = 3  # differences written out in one cell of a table
 
 
 @dataclass(frozen=True)
@@ -197,182 +194,18 @@ PUBLISHED = _all_published()
 def find(dataset: str, method: str, summary: str) -> Published | None:
     """The published value of a data set (with or without a TFDS version), method and summary, if there is one."""
     for entry in PUBLISHED:
-        if (entry.dataset, entry.method, entry.summary) == (_without_version(dataset), method, summary):
+        if (entry.dataset, entry.method, entry.summary) == (without_version(dataset), method, summary):
             return entry
     return None
 
 
-def protocol_differences(published: Published, results: Mapping[str, Any], score: str | None = None) -> list[str]:
-    """What keeps a run's number from being compared with a published one, the weightiest first; [] if nothing known.
-
-    Args:
-      published: the published value.
-      results: the tree of results.json.
-      score: the run's score beside which the value is to stand; by default the published one, or the run's first if it
-        has not got that.
-
-    Returns:
-      Short phrases, such as "unconditional instead of class-conditional". A setting that the run does not record counts
-      as a difference.
-    """
-    found = [*_subject_differences(published, results, score), *_task_differences(published.protocol, results)]
-    for name, (read, subject, words) in _FACTS.items():
-        theirs = getattr(published.protocol, name)
-        if theirs is None:
-            continue
-        ours = read(results)
-        if ours is None:
-            found.append(f"{name.replace('_', ' ')} not recorded")
-        elif ours != theirs:
-            found.append(f"{subject}{words(ours)} instead of {words(theirs)}")
-    return found
+def unstated(dataset: str, methods: Sequence[str]) -> list[str]:
+    """What the publications leave open about a data set's values of these methods, each as "not stated: ..."."""
+    own = [entry for entry in PUBLISHED if entry.dataset == without_version(dataset) and entry.method in methods]
+    return list(dict.fromkeys(unknown for entry in own for unknown in entry.unknowns))
 
 
-def published_cell(results: Mapping[str, Any], score: str, summary: str) -> str:
-    """What a table may say of publications beside a run's `summary` ("average" or "rise") of `score`.
-
-    Only a Frechet distance is set beside a published FID; other scores have none. Where the protocol differs, the text
-    begins with that, so that the value is not read as comparable.
-
-    Returns:
-      "none for digits"; "none published"; "another protocol (DIFFERENCE; ...; N more): 19.1 [2nd, 2509.23593]"; or
-      "19.1 [2nd, 2509.23593], same protocol where stated".
-    """
-    dataset = _without_version(str(results["dataset"]))
-    if dataset not in {entry.dataset for entry in PUBLISHED}:
-        return f"none for {dataset}"
-    published = find(dataset, str(results["method"]), summary)
-    if published is None or not (score == published.score or score.startswith("fd_")):
-        return "none published"
-    differences = protocol_differences(published, results, score)
-    if not differences:
-        return f"{published.cite()}, same protocol where stated"
-    shown, more = differences[:_IN_A_CELL], len(differences) - _IN_A_CELL
-    return f"another protocol ({'; '.join(shown)}{f'; {more} more' if more > 0 else ''}): {published.cite()}"
-
-
-def _without_version(dataset: str) -> str:
+def without_version(dataset: str) -> str:
     """A TFDS name without ":1.2.3"; npz:PATH and folder:PATH as they are."""
     name = dataset.partition(":")[0]
     return dataset if name in ("npz", "folder") else name
-
-
-def _subject_differences(published: Published, results: Mapping[str, Any], score: str | None) -> list[str]:
-    """Other things than those that were published on."""
-    names = list(results.get("scores") or {})
-    if score is None:
-        score = published.score if published.score in names else next(iter(names), "none")
-    dataset = _without_version(str(results.get("dataset")))
-    found = []
-    if score != published.score:
-        found.append(f"other score: {score} instead of {published.score}")
-    if dataset != published.dataset:
-        found.append(f"{dataset} instead of {published.dataset}")
-    if results.get("method") != published.method:
-        found.append(f"{results.get('method')} instead of {published.method}")
-    if results.get("status") != "finished":
-        found.append("the run is not finished")
-    return found
-
-
-def _task_differences(protocol: Protocol, results: Mapping[str, Any]) -> list[str]:
-    groups = [sorted(task["classes"]) for task in results["tasks"]]
-    classes = [c for group in groups for c in group]
-    number, wanted, size = len(groups), protocol.num_tasks, protocol.classes_per_task
-    same_size = size is not None and all(len(group) == size for group in groups)
-    found = []
-    if number < wanted and same_size:
-        found.append(f"reduced: {number} of {wanted} tasks")
-    elif number != wanted:
-        found.append(f"{number} tasks instead of {wanted}")
-    if size is not None and not same_size:
-        found.append(f"tasks of {_some([len(group) for group in groups])} classes instead of {size}")
-    if protocol.label_order and classes != list(range(len(classes))):
-        found.append(f"classes in the order {_some(classes)} instead of label order")
-    return found
-
-
-def _some(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")
-
-
-def _setting(key: str, default: Any = None) -> Callable[[Mapping[str, Any]], Any]:
-    """Reads a dotted key of a run's config; `default` if the run does not record it."""
-
-    def read(results: Mapping[str, Any]) -> Any:
-        value: Any = results.get("config")
-        for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                return default
-            value = value[part]
-        return value
-
-    return read
-
-
-def _side(results: Mapping[str, Any]) -> int | None:
-    """Side of the images; 0, the data's own, is in the name of a resized data set."""
-    side = _setting("data.image_size")(results)
-    return 32 if side == 0 and _without_version(str(results.get("dataset"))).endswith("/32x32") else side
-
-
-def _stored(results: Mapping[str, Any]) -> int | None:
-    """Stored samples per class; 0 if fresh ones are drawn."""
-    if _setting("method.replay", "fresh")(results) == "fresh":
-        return 0
-    return _setting("method.stored_per_class")(results)
-
-
-def _replay_timesteps(results: Mapping[str, Any]) -> str:
-    kind, least = _setting("method.timesteps", "uniform")(results), _setting("method.t_min", 0)(results)
-    return f"{kind} from {least} on" if least else str(kind)
-
-
-def _length(results: Mapping[str, Any]) -> int | str | None:
-    """Epochs a task, or in words the steps of a run that counts those."""
-    epochs, steps = _setting("train.epochs", 0)(results), _setting("train.steps")(results)
-    return epochs or (None if steps is None else f"{steps:,} steps a task")
-
-
-def _sampler(results: Mapping[str, Any]) -> tuple[str, int] | None:
-    kind, steps, eta = (_setting(f"sampler.{key}")(results) for key in ("kind", "steps", "eta"))
-    if kind is None or steps is None:
-        return None
-    return (f"{kind} with eta {eta:g}" if eta else kind), steps
-
-
-# Field of `Protocol` -> how to read it from a run, and its words: a subject, then ours instead of theirs. The order is
-# that of importance. A default stands for what a run did before there was such a setting.
-_FACTS: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str, Callable[[Any], str]]] = {
-    "class_conditional": (
-        _setting("model.class_conditional"),
-        "",
-        lambda told: "class-conditional" if told else "unconditional",
-    ),
-    "image_size": (_side, "", lambda side: f"{side}x{side} images" if side else "images of their own size"),
-    "stored_per_class": (
-        _stored,
-        "teacher samples ",
-        lambda number: f"{number:,} stored per class" if number else "fresh at each step",
-    ),
-    "distil_on": (_setting("method.distil_on", "renoised"), "distilled on ", str),
-    "stop_snr": (_setting("method.stop_snr", 0.0), "reverse process stopped at SNR ", "{:g}".format),
-    "replay_timesteps": (_replay_timesteps, "timesteps of replay ", str),
-    "compute_matched": (
-        _setting("method.compute_matched", False),
-        "",
-        lambda matched: "more steps on later tasks" if matched else "as many on all",
-    ),
-    "epochs": (_length, "", lambda length: length if isinstance(length, str) else f"{length} epochs"),
-    "penalty_strength": (_setting("method.rank1_ewc.strength"), "penalty strength ", "{:,g}".format),
-    "penalty_form": (_setting("method.rank1_ewc.form"), "penalty form ", str),
-    "penalty_rank": (_setting("method.rank1_ewc.rank"), "penalty rank ", str),
-    "weighting": (_setting("method.weighting"), "losses weighted ", str),
-    "replay_weight": (_setting("method.replay_weight"), "replay weight ", "{:g}".format),
-    "batch_size": (_setting("train.batch_size"), "batch ", str),
-    "optimizer": (_setting("train.optimizer"), "", str),
-    "learning_rate": (_setting("train.learning_rate"), "learning rate ", "{:g}".format),
-    "timesteps": (_setting("diffusion.timesteps"), "T = ", str),
-    "prediction": (_setting("diffusion.prediction"), "", lambda kind: f"{kind}-prediction"),
-    "sampler": (_sampler, "", lambda sampler: f"{sampler[0]} of {sampler[1]} steps"),
-}

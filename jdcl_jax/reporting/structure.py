@@ -10,7 +10,7 @@ from jdcl_jax.reporting.formats import number
 
 
 def structure_figure(rows: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
-    """Cosine to the mean, its spread, and lambda_2 / lambda_1, over the timestep.
+    """Cosine to the mean of the others, its spread, and lambda_2 / lambda_1, over the timestep.
 
     Args:
       rows: "t", "cosine", "cosine_std" and "ratio" of each timestep.
@@ -21,7 +21,13 @@ def structure_figure(rows: Sequence[Mapping[str, Any]], *, title: str) -> Figure
     low = [row["cosine"] - row["cosine_std"] for row in rows]
     high = [row["cosine"] + row["cosine_std"] for row in rows]
     axes.fill_between(t, low, high, color=COLOURS[0], alpha=0.18, linewidth=0)
-    axes.plot(t, [row["cosine"] for row in rows], "o-", color=COLOURS[0], label="cosine of a gradient to the mean")
+    axes.plot(
+        t,
+        [row["cosine"] for row in rows],
+        "o-",
+        color=COLOURS[0],
+        label="cosine of a gradient to the mean of the others",
+    )
     axes.plot(t, [row["ratio"] for row in rows], "s-", color=COLOURS[1], label="λ₂ / λ₁ of the Fisher information")
     axes.set_ylim(min(0.0, *low) - 0.02, 1.02)
     axes.set_xlabel("timestep t")

@@ -1,14 +1,7 @@
 """A study: many methods x seeds as study.csv, study.html and figures/*.png."""
 
-import csv
-import functools
-import io
-import json
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,160 +9,18 @@ from matplotlib.figure import Figure
 
 from jdcl_jax.errors import UserError
 from jdcl_jax.reporting import costs, differences, html, memorising, pitfalls, plots, timesteps
-from jdcl_jax.reporting.compare import Group, mean_of
+from jdcl_jax.reporting.comparable import PUBLISHED_SUMMARIES, published_cell
+from jdcl_jax.reporting.compare import Group
 from jdcl_jax.reporting.figures import render
 from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.page import sample_pictures
-from jdcl_jax.reporting.published import published_cell
-from jdcl_jax.reporting.runs import Run, Score, Summary, load_run, parse_scores
+from jdcl_jax.reporting.published import unstated
+from jdcl_jax.reporting.structure import structure_figure
+from jdcl_jax.reporting.study_csv import csv_text, value_of
+from jdcl_jax.reporting.study_runs import SCORE_GROUPS, SUMMARIES, Member, Study, load_study
 from jdcl_jax.reporting.table import formulas, text_table
 
-RECORD, FORMAT = "study.json", 1
-
-SUMMARIES = {
-    "last_union": "last union",
-    "average": "average (AFQ)",
-    "incremental": "incremental (AIQ)",
-    "forgetting_max": "forgetting (max)",
-    "rise": "rise (FR)",
-}
-"""The summaries that a study shows, and what they are called in its tables."""
-
-PUBLISHED = ("average", "rise")  # the summaries of which papers give numbers
-
-SCORE_GROUPS = {
-    "Frechet distance": ("fid", "fd_classifier"),
-    "Kernel distance": ("kid", "kd_classifier"),
-    "Precision": ("precision_inception", "precision_classifier"),
-    "Recall": ("recall_inception", "recall_classifier"),
-    "Class histograms: KLD": ("kld",),
-    "Class histograms: ARD": ("ard",),
-    "Error of the predicted noise": ("eps_mse",),
-    "Bits per dimension": ("bpd_fixed_small", "bpd_fixed_large"),
-}
 OTHER_SCORES = "Other scores"
-
-
-@dataclass(frozen=True)
-class Member(Run):
-    """A run of a study: its method is called as it was written on the command line, and it is named by its folder."""
-
-    label: str = ""
-    slug: str = ""
-
-    @property
-    def method(self) -> str:
-        return self.label
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @functools.cached_property
-    def scores(self) -> dict[str, Score]:
-        return {name: _with_rise(score) for name, score in parse_scores(self.results).items()}
-
-    @functools.cached_property
-    def curves(self) -> list[dict[str, np.ndarray]]:
-        return timesteps.load_curves(self.path)
-
-
-def _with_rise(score: Score) -> Score:
-    """Runs that are older than this summary have backward transfer, which is the same with its sign turned."""
-    if "rise" in score.summary or "bwt" not in score.summary:
-        return score
-    rise = Summary(-score.summary["bwt"].value, "bwt with its sign turned: > 0 got worse")
-    return replace(score, summary={**score.summary, "rise": rise})
-
-
-@dataclass(frozen=True)
-class Study:
-    """What a study's workdir holds.
-
-    Attributes:
-      workdir: its folder.
-      record: study.json.
-      members: the runs that have results, method by method, seed by seed.
-      missing: lines about those that have none.
-    """
-
-    workdir: Path
-    record: Mapping[str, Any]
-    members: tuple[Member, ...]
-    missing: tuple[str, ...]
-
-    @functools.cached_property
-    def groups(self) -> dict[str, Group]:
-        """The runs of each method."""
-        runs: dict[str, list[Member]] = {}
-        for member in self.members:
-            runs.setdefault(member.label, []).append(member)
-        return {label: Group(own[0].dataset, label, tuple(own)) for label, own in runs.items()}
-
-    @functools.cached_property
-    def scores(self) -> dict[str, Score]:
-        """Every score that a run has, in the order of `SCORE_GROUPS`; the numbers in it are those of one run."""
-        found: dict[str, Score] = {}
-        for run in sorted(self.members, key=lambda run: not run.finished):
-            found = {**run.scores, **found}
-        known = [name for names in SCORE_GROUPS.values() for name in names]
-        return {name: found[name] for name in [*known, *(n for n in found if n not in known)] if name in found}
-
-    @property
-    def headline(self) -> str:
-        """The score that stands for the others: the first there is; "" if there is none."""
-        return next(iter(self.scores), "")
-
-
-def read_record(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """study.json of a workdir, None if there is none.
-
-    Raises:
-      UserError: it is broken.
-    """
-    path = Path(workdir) / RECORD
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise ValueError(f"its format is {record['format']!r}, this version reads {FORMAT}")
-        for entry in record["runs"]:
-            if not isinstance(entry["seed"], int):
-                raise TypeError("a run has no seed")
-            for key in ("method", "slug", "folder"):
-                Path(entry[key])
-        list(record["calls"]), dict(record["shared"])
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"{path} can't be read ({reason}); restore it, or write another --workdir") from error
-    return record
-
-
-def load_study(workdir: str | os.PathLike[str], methods: Sequence[str] = ()) -> Study:
-    """Reads the runs that study.json names, as far as they have got.
-
-    Args:
-      workdir: the study's folder.
-      methods: those that come first, in this order; the others follow as they are recorded.
-
-    Raises:
-      UserError: there is no study.json, or it is broken.
-    """
-    record = read_record(workdir)
-    if record is None:
-        raise UserError(f"{workdir} holds no study: {RECORD} is missing; write the --workdir of a study")
-    recorded = {entry["method"]: None for entry in record["runs"]}
-    order = [label for label in dict.fromkeys([*methods, *recorded]) if label in recorded]
-    members, missing = [], []
-    for entry in sorted(record["runs"], key=lambda entry: (order.index(entry["method"]), entry["seed"])):
-        folder = Path(workdir) / entry["folder"]
-        try:
-            members.append(Member(folder, load_run(folder).results, label=entry["method"], slug=entry["slug"]))
-        except UserError as error:
-            reason = error if (folder / "results.json").exists() else "no results yet"
-            missing.append(f"{entry['method']}, seed {entry['seed']}: {reason}")
-    return Study(Path(workdir), record, tuple(members), tuple(missing))
 
 
 def write_study(workdir: str | os.PathLike[str], methods: Sequence[str] = ()) -> str:
@@ -187,52 +38,12 @@ def write_study(workdir: str | os.PathLike[str], methods: Sequence[str] = ()) ->
     """
     study = load_study(workdir, methods)
     sections = {"union": _union_figures(study), **_timestep_figures(study), "cost": _cost_figures(study)}
+    sections["structure"] = _structure_figures(study)
     for name, figure in (item for section in sections.values() for item in section.items()):
         write_bytes(study.workdir / "figures" / f"{name}.png", render(figure, "png"))
     write_bytes(study.workdir / "study.csv", csv_text(study).encode("utf-8"))
     write_bytes(study.workdir / "study.html", html.page("study.html", **_context(study, sections)))
     return _text(study)
-
-
-def csv_text(study: Study) -> str:
-    """A row per method, score and summary: mean, standard error, n, each seed's value, and what the method's runs cost.
-
-    What is unknown is empty. Seconds are wall time, compilation included; passes are those of `costs.PhaseCost`.
-    """
-    seeds = sorted({run.seed for run in study.members})
-    header = ["method", "score", "summary", "mean", "standard_error", "n", *(f"seed_{seed}" for seed in seeds)]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*header, *_COSTS])
-    for label, group in study.groups.items():
-        spent = [_cell(mean_of([amount(run) for run in group.finished]).mean) for amount in _COSTS.values()]
-        for score in study.scores:
-            for summary in SUMMARIES:
-                mean = group.summary(score, summary)
-                values = {run.seed: _value(run, score, summary) for run in group.finished}
-                own = [_cell(values.get(seed, math.nan)) for seed in seeds]
-                writer.writerow([label, score, summary, _cell(mean.mean), _cell(mean.error), mean.n, *own, *spent])
-    return stream.getvalue()
-
-
-_COSTS: Mapping[str, Callable[[Run], float]] = {
-    "training_steps": lambda run: costs.total(run, "steps"),
-    "training_passes_per_step": lambda run: costs.passes_per_step(run),
-    "training_model_flops": lambda run: costs.total(run, "model_flops"),
-    "training_images": lambda run: costs.total(run, "images"),
-    "training_seconds": lambda run: costs.total(run, "seconds"),
-    "evaluation_seconds": lambda run: costs.total(run, "seconds", *costs.EVALUATION),
-    **{f"eps_mse_{name}": functools.partial(memorising.last_error, name=name) for name in memorising.ERRORS},
-}
-
-
-def _value(run: Run, score: str, summary: str) -> float:
-    found = run.scores[score].summary if score in run.scores else {}
-    return found[summary].value if summary in found else math.nan
-
-
-def _cell(value: float) -> str:
-    return repr(float(value)) if math.isfinite(value) else ""
 
 
 def _union_figures(study: Study) -> dict[str, Figure]:
@@ -268,6 +79,13 @@ def _cost_figures(study: Study) -> dict[str, Figure]:
     return {"cost-model_flops": costs.flops_figure(spent), "cost-seconds": costs.seconds_figure(spent)}
 
 
+def _structure_figures(study: Study) -> dict[str, Figure]:
+    if not (found := study.structure):
+        return {}
+    title = f"{found['method']} on {found['dataset']} after task {found['task']}, {found['images']} images"
+    return {"structure": structure_figure(found["rows"], title=title)}
+
+
 def _context(study: Study, sections: Mapping[str, Mapping[str, Figure]]) -> dict[str, Any]:
     whole = {run.name for run in _with_curves(study)}
     return {
@@ -280,7 +98,12 @@ def _context(study: Study, sections: Mapping[str, Mapping[str, Figure]]) -> dict
         "hardware": differences.hardware(study.members),
         "summaries": SUMMARIES,
         "tables": list(_tables(study)),
-        "published": {"columns": [SUMMARIES[key] for key in PUBLISHED], "rows": _published(study)},
+        "published": {
+            "columns": [SUMMARIES[key] for key in PUBLISHED_SUMMARIES],
+            "rows": _published(study),
+            "unstated": _unstated(study),
+        },
+        "structure": study.structure,
         "formulas": [line for line in formulas(study.scores) if line.split(" ")[0].rstrip(":") in SUMMARIES],
         "pictures": {
             section: {name: html.picture(figure) for name, figure in figures.items()}
@@ -339,12 +162,19 @@ def _published(study: Study) -> list[dict[str, Any]]:
                     group.summary(study.headline, key).text(),
                     published_cell(group.finished[0].results, study.headline, key),
                 )
-                for key in PUBLISHED
+                for key in PUBLISHED_SUMMARIES
             ],
         }
         for label, group in study.groups.items()
         if group.finished
     ]
+
+
+def _unstated(study: Study) -> list[str]:
+    """What the publications leave open about the methods of this study, so that nobody can say it is the same."""
+    finished = [run for run in study.members if run.finished]
+    lines = [line for run in finished for line in unstated(run.dataset, [str(run.results["method"])])]
+    return list(dict.fromkeys(line.removeprefix("not stated: ") for line in lines))
 
 
 def _last_samples(group: Group) -> list[tuple[str, str]]:
@@ -364,8 +194,8 @@ def _seed_row(study: Study, run: Member) -> dict[str, Any]:
         "seed": run.seed,
         "status": run.results["status"],
         "folder": run.name,
-        "headline": [_value(run, study.headline, summary) for summary in SUMMARIES],
-        "others": [_value(run, name, "last_union") for name in others],
+        "headline": [value_of(run, study.headline, summary) for summary in SUMMARIES],
+        "others": [value_of(run, name, "last_union") for name in others],
         "seconds": (run.results.get("totals") or {}).get("seconds"),
     }
 

@@ -44,6 +44,12 @@ def test_joint_training_matched_in_compute_makes_as_many_passes_as_distillation(
         assert a.passes * a.steps == b.passes * b.steps
 
 
+@pytest.mark.parametrize("options", [{"teacher_steps": 5}, {"compute_matched": True, "teacher_steps": 0}])
+def test_joint_training_has_no_teacher_steps_without_effect_and_no_negative_ones(setup, options) -> None:
+    with pytest.raises(UserError, match=r"method\.teacher_steps"):
+        make_method("joint", setup, default_options("joint") | options)
+
+
 def test_all_methods_and_penalties_are_found_and_an_unknown_one_is_corrected() -> None:
     assert set(known_methods()) == {
         "finetune", "joint", "er", "agem", "gr", "gd", "trajectory", "lwf", "gaussian", "symmetric_gaussian"

@@ -210,6 +210,7 @@ REFUSED = [
     *((name, {"teacher_steps": steps}) for name in ("gr", "gd", "trajectory") for steps in (0, 1001)),
     *((name, {"replay": "kept"}) for name in ("gr", "gd")),
     *((name, {"stored_per_class": 0, "replay": "stored"}) for name in ("gr", "gd")),
+    *((name, {"stored_per_class": 20}) for name in ("gr", "gd")),  # of fresh replay nothing is stored
     *((name, {"timesteps": "normal"}) for name in ("gr", "gd")),
     *((name, {"t_min": t_min}) for name in ("gr", "gd") for t_min in (-1, 1000)),
     ("gd", {"distil_on": "some_states"}),

@@ -92,6 +92,15 @@ def test_too_few_runs_are_refused(runs, pick, message) -> None:
         pitfalls.study([load_run(run) for run in runs[pick]])
 
 
+def test_runs_of_shorter_sequences_are_refused(runs, make_run, results) -> None:
+    short = results()
+    for score in short["scores"].values():
+        score["union"], score["matrix"] = score["union"][:2], [row[:2] for row in score["matrix"][:2]]
+    folder = make_run("short", tasks=short["tasks"][:2], scores=short["scores"])
+    with pytest.raises(UserError, match="different numbers of tasks"):
+        pitfalls.study([load_run(run) for run in [*runs, folder]])
+
+
 def test_runs_without_bits_are_told_how_to_get_them(make_run) -> None:
     with pytest.raises(UserError, match=r"evaluation\.likelihood\.images=16"):
         pitfalls.study([load_run(make_run(name)) for name in "abc"])

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jdcl_jax.reporting.published import PUBLISHED, Published, find, protocol_differences, published_cell
+from jdcl_jax.reporting.comparable import protocol_differences, published_cell
+from jdcl_jax.reporting.published import PUBLISHED, Published, find, unstated
 
 NATURAL = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
 SAME = {
@@ -245,15 +246,25 @@ def test_a_cell_of_the_same_protocol_has_value_tag_and_source():
     assert published_cell(tree, "fid", "average").startswith("104 [2nd, 2509.23593]")
 
 
-def test_a_cell_of_another_protocol_begins_with_the_differences():
+def test_a_cell_of_another_protocol_has_all_differences_and_no_value():
     one = published_cell(record("gd", model__class_conditional=False), "fid", "average")
-    assert one == "another protocol (unconditional instead of class-conditional): 19.1 [2nd, 2509.23593]"
+    assert one == "another protocol: unconditional instead of class-conditional"
     changes = {"train__batch_size": 64, "train__epochs": 0, "diffusion__timesteps": 100, "sampler__steps": 10}
     many = published_cell(record("gd", groups=NATURAL[:2], **changes), "fd_classifier", "rise")
     assert many == (
-        "another protocol (other score: fd_classifier instead of fid; reduced: 2 of 5 tasks; "
-        "9,400 steps a task instead of 200 epochs; 3 more): 3.9 [2nd, 2509.23593]"
+        "another protocol: other score: fd_classifier instead of fid; reduced: 2 of 5 tasks; "
+        "9,400 steps a task instead of 200 epochs; batch 64 instead of 128; T = 100 instead of 1000; "
+        "ddim of 10 steps instead of ddim of 50 steps"
     )
+
+
+def test_what_is_not_stated_is_of_the_methods_asked_for():
+    both = unstated("fashion_mnist:3.0.1", ["gd", "rank1_ewc+gd"])
+    assert "not stated: the network" in both
+    assert "not stated: how many examples estimate the penalty" in both
+    assert "not stated: how many examples estimate the penalty" not in unstated("fashion_mnist", ["gd"])
+    assert len(set(both)) == len(both)
+    assert unstated("fashion_mnist", ["er"]) == unstated("digits", ["gd"]) == []
 
 
 def test_a_cell_where_nothing_is_published():

@@ -13,7 +13,8 @@ import pytest
 from jdcl_jax.errors import UserError
 from jdcl_jax.reporting import study as module
 from jdcl_jax.reporting.runs import PNG_SIGNATURE
-from jdcl_jax.reporting.study import load_study, read_record, write_study
+from jdcl_jax.reporting.study import write_study
+from jdcl_jax.reporting.study_runs import load_study, read_record
 
 
 @pytest.fixture
@@ -195,6 +196,49 @@ def test_published_numbers_stand_beside_the_headline_only(make_study, monkeypatc
     assert "gd 2.750 ± 0.000 average is 1.5 2.250 ± 0.000 rise is 1.5" in page
     assert "er 2.750 nothing <known> 2.250 nothing <known>" in page
     assert page.count("beside published numbers") == 1
+
+
+def test_the_table_says_what_is_published_or_what_differs(make_study) -> None:
+    workdir = make_study({"gd": [{"dataset": "fashion_mnist"}], "er": [{"dataset": "fashion_mnist"}]})
+    write_study(workdir)
+    found = row(workdir, method="gd", score="fd_classifier", summary="rise")["published"]
+    assert found.startswith("another protocol: other score: fd_classifier instead of fid; ")
+    assert row(workdir, method="er", score="fd_classifier", summary="rise")["published"] == "none published"
+    assert row(workdir, method="gd", score="fd_classifier", summary="last_union")["published"] == ""
+    page = text_of(workdir)
+    first, *others = found.split("; ")
+    assert f"{first}; {others[0]}; {others[1]}; and {len(others) - 2} more" in page
+    assert "; ".join(others[2:]) in page
+    assert "Not stated in the publications, so never compared: which Inception port" in page
+    assert "3.9" not in page  # a value that is not comparable is not shown
+
+
+def test_what_the_gradients_have_in_common_is_shown_where_it_was_measured(make_study) -> None:
+    workdir = make_study({"gd": [{}]})
+    write_study(workdir)
+    assert "rank 1" not in text_of(workdir)
+    assert not (workdir / "figures" / "structure.png").exists()
+    rows = [{"t": t, "cosine": 0.3, "cosine_std": 0.1, "ratio": 0.5} for t in (0, 500, 999)]
+    facts = {"workdir": "runs/x/runs/gd-0", "task": 1, "images": 128, "method": "gd", "dataset": "digits"}
+    (workdir / "figures" / "structure.json").write_text(json.dumps({**facts, "rows": rows}))
+    write_study(workdir)
+    assert "of the run runs/x/runs/gd-0 after task 1, on 128 training images" in text_of(workdir)
+    assert (workdir / "figures" / "structure.png").read_bytes().startswith(PNG_SIGNATURE)
+    (workdir / "figures" / "structure.json").write_text("{")
+    with pytest.raises(UserError, match="delete it"):
+        write_study(workdir)
+
+
+def test_runs_of_a_shorter_sequence_are_on_the_page_too(make_study, results) -> None:
+    base = results()["scores"]["fd_classifier"]
+    bits = dict.fromkeys(("fd_classifier", "bpd_fixed_small"), base)
+    short = {name: {**score, "union": score["union"][:2]} for name, score in bits.items()}
+    short = {name: {**score, "matrix": [row[:2] for row in score["matrix"][:2]]} for name, score in short.items()}
+    changed = {"tasks": results()["tasks"][:2], "scores": short}
+    methods = {"gd": [{"scores": bits}], "gr": [{"scores": bits}], "er": [{"scores": bits}], "gd(a=1)": [changed]}
+    write_study(workdir := make_study(methods))
+    assert "gd(a=1) 1" in text_of(workdir)
+    assert "Kendall" not in text_of(workdir)
 
 
 def test_what_is_published_of_no_method_is_said_once(make_study) -> None:
