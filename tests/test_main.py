@@ -108,7 +108,7 @@ BAD_CONFIGS = {
     "attention nowhere": (f"--config={DIGITS}:model.attention_resolutions=(3,)", "the feature maps are [8, 4]"),
     "groups": (f"--config={DIGITS}:model.groups=5", "model.groups=5"),
     "heads": (f"--config={DIGITS}:model.head_channels=5", "model.head_channels=5"),
-    "a strength that is no number": (f"--config={DIGITS}:ewc,method.ewc.strength=nan", "method.ewc.strength is nan"),
+    "an infinite strength": (f"--config={DIGITS}:ewc,method.ewc.strength=1e999", "method.ewc.strength is inf"),
     "an infinite coefficient": (f"--config={DIGITS}:er,method.rehearsal_coefficient=1e999", "write a finite number"),
     "small buffer": (f"--config={DIGITS}:er,method.buffer_size=9", "write at least 10"),
     "buffer policy": (f"--config={DIGITS}:er,method.buffer_policy=fifo", "reservoir"),
@@ -141,6 +141,7 @@ def groups(text: str) -> list[str]:
 BAD_FLAGS = {
     "unknown key": (["--config.train.stepz=3"], "stepz"),
     "wrong type": (["--config.train.steps=many"], "many"),
+    "a weight that is no number": (["--config.method.replay_weight=nan"], "method.replay_weight is nan"),
     "class in two tasks": (groups("0,1,2,3,4|4,5,6,7,8,9"), "again in task"),
     "class in no task": (groups("0,1,2,3,4|5,6,7,8"), "class 9 is in no task"),
     "class that is not there": (groups("0,1|12"), "class 12"),
