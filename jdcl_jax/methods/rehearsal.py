@@ -19,12 +19,16 @@ class BufferMethod(Method):
     """Keeps a buffer, filled once at the end of every task with rows of that task."""
 
     def check(self) -> None:
-        size, classes = self.options["buffer_size"], sum(map(len, self.setup.groups))
-        if size < classes:
-            raise UserError(f"method.buffer_size is {size} in total, less than one per class; write at least {classes}")
-        if self.options["buffer_policy"] not in POLICIES:
+        size, policy = self.options["buffer_size"], self.options["buffer_policy"]
+        if policy not in POLICIES:
+            raise UserError(f"method.buffer_policy is '{policy}'; write one of: {', '.join(POLICIES)}")
+        if size < 1:
+            raise UserError(f"method.buffer_size is {size}; write 1 or more")
+        classes = sum(map(len, self.setup.groups))
+        if policy == "class_balanced" and size < classes:
             raise UserError(
-                f"method.buffer_policy is '{self.options['buffer_policy']}'; write one of: {', '.join(POLICIES)}"
+                f"method.buffer_size is {size} in total, less than one per class; write at least {classes}, "
+                "or method.buffer_policy=reservoir"
             )
 
     def buffer_stream(self, batch_size: int) -> Stream:

@@ -18,8 +18,8 @@ from jdcl_jax.reporting.formats import number
 from jdcl_jax.reporting.runs import Run, load_run
 from jdcl_jax.reporting.table import text_table
 
-LIKELIHOODS = ("bpd_fixed_small", "bpd_fixed_large", "eps_mse")
-RANKED = (*LIKELIHOODS, "fid", "fd_classifier", "kid", "kd_classifier", "kld", "ard", "recall_classifier")
+BOUNDS = ("bpd_fixed_small", "bpd_fixed_large")
+RANKED = (*BOUNDS, "eps_mse", "fid", "fd_classifier", "kid", "kd_classifier", "kld", "ard", "recall_classifier")
 WEIGHTS = (0.5, 0.1, 0.01, 0.001)
 LATE = 0.5  # "late" timesteps are t >= T / 2
 
@@ -73,7 +73,7 @@ def study(runs: Sequence[Run]) -> Pitfalls:
     if len({run.dataset for run in finished}) > 1:
         raise UserError("the runs are of several data sets; give runs of one")
     common = [name for name in RANKED if finished and all(name in run.scores for run in finished)]
-    if not set(common) & set(LIKELIHOODS):
+    if not set(common) & set(BOUNDS):
         raise UserError(
             "the runs have no bits/dim; start them with evaluation.likelihood.images=16 and bpd_fixed_small in "
             "evaluation.scores"

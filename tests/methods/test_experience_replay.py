@@ -202,6 +202,15 @@ def test_which_rows_are_kept_depends_on_the_seed_and_the_task_alone(setup) -> No
     assert places[0].tolist() != places[1].tolist()
 
 
+def test_a_reservoir_may_hold_fewer_images_than_there_are_classes(setup) -> None:
+    method = er(setup, buffer_size=2, buffer_policy="reservoir")
+    memory = method.init_memory({})
+    for task in range(3):
+        memory = method.end_task(memory, LEARNED, task)
+        assert len(set(method.kept_rows(memory).tolist())) == 2
+    assert int(memory["buffer"]["offered"]) == 60
+
+
 def test_before_anything_is_kept_no_rows_are(setup) -> None:
     method = er(setup)
     assert method.kept_rows(method.init_memory({})).shape == (0,)
@@ -211,6 +220,7 @@ def test_before_anything_is_kept_no_rows_are(setup) -> None:
     "options",
     [
         {"buffer_size": 5},
+        {"buffer_size": 0, "buffer_policy": "reservoir"},
         {"buffer_policy": "fifo"},
         {"rehearsal_coefficient": -0.1},
         {"form": "sum"},

@@ -101,9 +101,12 @@ def test_runs_of_shorter_sequences_are_refused(runs, make_run, results) -> None:
         pitfalls.study([load_run(run) for run in [*runs, folder]])
 
 
-def test_runs_without_bits_are_told_how_to_get_them(make_run) -> None:
-    with pytest.raises(UserError, match=r"evaluation\.likelihood\.images=16"):
-        pitfalls.study([load_run(make_run(name)) for name in "abc"])
+def test_runs_without_bits_are_told_how_to_get_them(make_run, results) -> None:
+    base = results()["scores"]
+    for scores in (base, {**base, "eps_mse": base["fd_classifier"]}):
+        runs = [load_run(make_run(f"{len(scores)}-{name}", method=name, scores=scores)) for name in "abc"]
+        with pytest.raises(UserError, match=r"evaluation\.likelihood\.images=16"):
+            pitfalls.study(runs)
 
 
 def test_a_page_is_a_page(runs, tmp_path, capsys) -> None:
