@@ -132,7 +132,7 @@ def _bars(methods: Mapping[str, Mapping[str, float]], *, title: str, x_label: st
     left = np.zeros(len(methods))
     for index, phase in enumerate(phases):
         values = np.nan_to_num([own.get(phase, 0.0) for own in methods.values()])
-        colour, hatch = COLOURS[index % len(COLOURS)], ("", "////", "....")[index // len(COLOURS) % 3]
+        colour, hatch = COLOURS[index % len(COLOURS)], ("", "////", "....", "xxxx")[index // len(COLOURS) % 4]
         bars = axes.barh(at, values, left=left, height=0.65, color=colour, label=plain(phase))
         for bar in bars:
             bar.set(hatch=hatch, edgecolor="white", linewidth=0)

@@ -1,5 +1,6 @@
 """A study: many methods x seeds as study.csv, study.html and figures/*.png."""
 
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from jdcl_jax.reporting.compare import Group
 from jdcl_jax.reporting.figures import render
 from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.page import sample_pictures
+from jdcl_jax.reporting.panels import in_panels
 from jdcl_jax.reporting.published import unstated
 from jdcl_jax.reporting.structure import structure_figure
 from jdcl_jax.reporting.study_csv import csv_text, value_of
@@ -47,15 +49,21 @@ def write_study(workdir: str | os.PathLike[str], methods: Sequence[str] = ()) ->
 
 
 def _union_figures(study: Study) -> dict[str, Figure]:
-    figures = {}
+    figures: dict[str, Figure] = {}
     for name, score in study.scores.items():
         curves = {label: group.union(name) for label, group in study.groups.items()}
         known = {label: curve for label, curve in curves.items() if np.isfinite(curve[0]).any()}
         if known:
-            figures[f"union-{name}"] = plots.union_curves(known, title=name, lower_is_better=score.lower_is_better)
-            if len(known) > 1:
-                timesteps.legend_below(figures[f"union-{name}"])
+            draw = functools.partial(_union_figure, title=name, lower_is_better=score.lower_is_better)
+            figures |= in_panels(f"union-{name}", known, draw)
     return figures
+
+
+def _union_figure(curves: Mapping[str, Any], *, title: str, lower_is_better: bool) -> Figure:
+    figure = plots.union_curves(curves, title=title, lower_is_better=lower_is_better)
+    if len(curves) > 1:
+        timesteps.legend_below(figure)
+    return figure
 
 
 def _timestep_figures(study: Study) -> dict[str, dict[str, Figure]]:

@@ -5,6 +5,7 @@ checkpoint after task j to that after task i (arXiv 2303.15342 shows that this d
 form is [ours]). All checkpoints see the same images and the same noise, so the difference has little noise of its own.
 """
 
+import functools
 import math
 import os
 import zipfile
@@ -17,6 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jdcl_jax.reporting.figures import COLOURS, INK, empty_figure, log_scale, plain, spans_decades
+from jdcl_jax.reporting.panels import in_panels
 
 BINS = 50  # points of a line: more would show the noise of single timesteps
 Curves = Mapping[str, np.ndarray]
@@ -238,7 +240,8 @@ def study_figures(methods: Mapping[str, Sequence[Sequence[Curves]]], files: Mapp
         }
         if lines:
             title, label = "forgetting, mean over pairs of tasks", _growth(relative)
-            sections["mean"][f"forgetting{ending}"] = lines_figure(t, lines, title=title, y_label=label, zero=True)
+            draw = functools.partial(lines_figure, t, title=title, y_label=label, zero=True)
+            sections["mean"] |= in_panels(f"forgetting{ending}", lines, draw)
         for name, seeds in deltas.items():
             if pairs := mean_over_seeds(seeds):
                 figure = forgetting_figure(t, pairs, title=name, relative=relative)
@@ -255,14 +258,16 @@ def study_figures(methods: Mapping[str, Sequence[Sequence[Curves]]], files: Mapp
 def _bits_figures(methods: Mapping[str, Sequence[Sequence[Curves]]], timesteps: int) -> dict[str, Figure]:
     """L_t after the last task, mean over the tasks, over a logarithmic t: nearly all of the bound lies at small t."""
     edges = bin_edges(timesteps, logarithmic=True)
-    figures = {}
+    figures: dict[str, Figure] = {}
     for kind in CURVES[1:]:
         lines = {
             name: mean_and_error([binned(np.mean(seed[-1][kind], axis=0), edges) for seed in seeds])
             for name, seeds in methods.items()
         }
         title = f"L_t with the {kind.removeprefix('bits_').replace('_', '-')} variance"
-        figures[kind] = lines_figure(centres(edges), lines, title=title, y_label="bits/dim a timestep", log_t=True)
+        t = centres(edges)
+        draw = functools.partial(lines_figure, t, title=title, y_label="bits/dim a timestep", log_t=True)
+        figures |= in_panels(kind, lines, draw)
     return figures
 
 
