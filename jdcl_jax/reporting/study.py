@@ -28,6 +28,8 @@ OTHER_SCORES = "Other scores"
 def write_study(workdir: str | os.PathLike[str], methods: Sequence[str] = ()) -> str:
     """Writes study.csv, study.html (self-contained) and figures/*.png of a study, whatever of it is finished.
 
+    Pictures of before that are no longer made, because there are more methods now, are deleted.
+
     Args:
       workdir: the study's folder.
       methods: see `load_study`.
@@ -41,8 +43,12 @@ def write_study(workdir: str | os.PathLike[str], methods: Sequence[str] = ()) ->
     study = load_study(workdir, methods)
     sections = {"union": _union_figures(study), **_timestep_figures(study), "cost": _cost_figures(study)}
     sections["structure"] = _structure_figures(study)
-    for name, figure in (item for section in sections.values() for item in section.items()):
+    figures = {name: figure for section in sections.values() for name, figure in section.items()}
+    for name, figure in figures.items():
         write_bytes(study.workdir / "figures" / f"{name}.png", render(figure, "png"))
+    for old in (study.workdir / "figures").glob("*.png"):
+        if old.name.removesuffix(".png") not in figures:
+            old.unlink()
     write_bytes(study.workdir / "study.csv", csv_text(study).encode("utf-8"))
     write_bytes(study.workdir / "study.html", html.page("study.html", **_context(study, sections)))
     return _text(study)

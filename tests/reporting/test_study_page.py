@@ -258,6 +258,15 @@ def three_tasks(timesteps: int) -> list[np.ndarray]:
     return [np.full((3, timesteps), float(task), np.float32) for task in (1, 2, 3)]
 
 
+def test_figures_of_a_smaller_study_do_not_stay_beside_those_of_the_larger_one(make_study) -> None:
+    write_study(workdir := make_study({"gd": [{}]}))
+    before = {path.name for path in (workdir / "figures").iterdir()}
+    write_study(make_study({f"er(a={number})": [{}] for number in range(8)}))
+    after = {path.name for path in (workdir / "figures").iterdir()}
+    assert "union-recall.png" in before - after
+    assert {"union-recall-1.png", "union-recall-2.png"} <= after - before
+
+
 def test_figures_are_on_the_page_and_beside_it(make_study) -> None:
     workdir = make_study({"gd": [{}], "er(a=1)": [{}]})
     for folder in (workdir / "runs").iterdir():
