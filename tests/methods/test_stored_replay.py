@@ -216,7 +216,7 @@ def test_a_store_is_kept_until_the_next_is_drawn_with_the_same_shapes(conditiona
 
 
 def test_fresh_replay_stores_nothing(setup) -> None:
-    method = method_of(setup, replay="fresh")
+    method = make_method("gd", setup, default_options("gd"))
     assert method.init_tracked(STUDENT) == {}
     assert set(method.init_memory(STUDENT)) == {"teacher"}
     assert len(method.phases(1)) == 1
