@@ -293,13 +293,13 @@ def measure_structure(plan: Plan, *, say: Callable[[str], None]) -> list[Failure
       UserError: the workdir can't be written.
     """
     numbers = plan.workdir / STRUCTURE
-    finished = ((run, Workdir(run.folder, run.config).finished_results()) for run in plan.runs)
-    run, results = next(((run, results) for run, results in finished if results is not None), (None, None))
-    if numbers.exists() or run is None or results is None:
+    finished = (run for run in plan.runs if Workdir(run.folder, run.config).finished_results() is not None)
+    if numbers.exists() or (run := next(finished, None)) is None:
         return []
-    images = min(MOST_GRADIENTS, fitting(results["parameters"]))
+    parameters = json.loads((run.folder / "results.json").read_text())["parameters"]
+    images = min(MOST_GRADIENTS, fitting(parameters))
     if images < FEWEST_GRADIENTS:
-        say(f"gradients of {results['parameters']:,} numbers are too large to say how near to rank 1 their Fisher is")
+        say(f"gradients of {parameters:,} numbers are too large to say how near to rank 1 their Fisher is")
         return []
     words = [f"--workdir={run.folder}", "--task=1", f"--images={images}", f"--out={numbers.with_suffix('.png')}"]
     command = [sys.executable, "-m", "jdcl_jax.fisher", *words]

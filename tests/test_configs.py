@@ -28,6 +28,7 @@ ORDERS = {
 
 GD_FACTS: dict[str, Any] = {
     "data.image_size": 32,
+    "data.validation": 0.0,
     "tasks.num_tasks": 5,
     "tasks.groups": "",
     "tasks.order": "gd-42",

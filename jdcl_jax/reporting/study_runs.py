@@ -109,10 +109,11 @@ class Study:
     def structure(self) -> Mapping[str, Any] | None:
         """What the gradients of one run have in common; None if that was not measured."""
         try:
-            return json.loads((self.workdir / STRUCTURE).read_text(encoding="utf-8"))
+            found = json.loads((self.workdir / STRUCTURE).read_text(encoding="utf-8"))
+            return {key: found[key] for key in ("workdir", "task", "images", "method", "dataset", "rows")}
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{self.workdir / STRUCTURE} can't be read ({error}); delete it") from error
 
     @property

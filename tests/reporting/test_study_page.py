@@ -224,9 +224,10 @@ def test_what_the_gradients_have_in_common_is_shown_where_it_was_measured(make_s
     write_study(workdir)
     assert "of the run runs/x/runs/gd-0 after task 1, on 128 training images" in text_of(workdir)
     assert (workdir / "figures" / "structure.png").read_bytes().startswith(PNG_SIGNATURE)
-    (workdir / "figures" / "structure.json").write_text("{")
-    with pytest.raises(UserError, match="delete it"):
-        write_study(workdir)
+    for broken in ("{", "{}", "[1]"):
+        (workdir / "figures" / "structure.json").write_text(broken)
+        with pytest.raises(UserError, match="delete it"):
+            write_study(workdir)
 
 
 def test_runs_of_a_shorter_sequence_are_on_the_page_too(make_study, results) -> None:
