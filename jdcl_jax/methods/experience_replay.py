@@ -26,7 +26,7 @@ class ExperienceReplay(rehearsal.BufferMethod):
     """Trains on the current batch and one from the buffer; lambda is the rehearsal coefficient [ours: all three forms].
 
     additive: loss = MSE_current + lambda MSE_buffer.
-    convex: loss = (1 - lambda) MSE_current + lambda MSE_buffer, lambda <= 1.
+    convex: loss = (1 - lambda) MSE_current + lambda MSE_buffer, lambda < 1.
     concatenated: one batch of B current and lambda B old images, rounded; every image weighs the same.
     """
 
@@ -38,7 +38,12 @@ class ExperienceReplay(rehearsal.BufferMethod):
         if coefficient < 0:
             raise UserError("method.rehearsal_coefficient is negative; write 0 or more")
         if form == "convex" and coefficient > 1:
-            raise UserError(f"method.rehearsal_coefficient is {coefficient}; with method.form=convex write 0 to 1")
+            raise UserError(f"method.rehearsal_coefficient is {coefficient}; with method.form=convex write less than 1")
+        if form == "convex" and coefficient == 1:
+            raise UserError(
+                "method.rehearsal_coefficient is 1: with method.form=convex nothing of the current task would be "
+                "learned; write less, such as 0.5"
+            )
         if form == "concatenated" and self._old_images() < 1:
             raise UserError(
                 f"method.rehearsal_coefficient is {coefficient}: with method.form=concatenated a batch of "

@@ -1,7 +1,7 @@
 """Generative distillation (GD): the teacher is imitated on its own samples at every noise level (arXiv 2311.14028).
 
-Its options `distil_on`, `stop_snr` and `teacher=ema` are three ideas of MAGD (OpenReview PvvQlhBbgu, abstract); how
-they are carried out is our reading [ours].
+Its options `distil_on`, `stop_snr` and `teacher=ema` are three ideas of MAGD (abstracts of OpenReview PvvQlhBbgu and of
+its later version on HAL, 2025); how they are carried out is our reading [ours].
 """
 
 import jax

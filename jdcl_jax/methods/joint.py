@@ -16,9 +16,9 @@ DEFAULTS: dict[str, object] = {
 class Joint(Method):
     """Continues training, task after task, on the union of all tasks seen so far.
 
-    As in arXiv 2303.15342 [ours: the paper says "all data seen so far"] every task gets the same number of steps. With
-    `compute_matched` the tasks after the first get (S + 7) / 3 times as many, the price in forward passes of generative
-    distillation with S teacher steps.
+    Every task gets the same number of steps [ours]. With `compute_matched` [ours] the tasks after the first
+    get (S + 7) / 3 times as many, (2 S + 7) / 3 with guidance: the price in forward passes of generative distillation
+    with S teacher steps and fresh samples.
     """
 
     def check(self) -> None:
@@ -33,7 +33,8 @@ class Joint(Method):
     def phases(self, task: int) -> Sequence[Phase]:
         if task == 0 or not self.options["compute_matched"]:
             return [plain_phase(self.setup, self.current_stream(), self.setup.steps[task])]
-        steps = round(self.setup.steps[task] * (self.options["teacher_steps"] + 7) / 3)
+        passes = self.options["teacher_steps"] * self.setup.sampling_passes + 7
+        steps = round(self.setup.steps[task] * passes / 3)
         return [plain_phase(self.setup, self.current_stream(), steps, name="train_matched")]
 
     def context(self, memory: Memory, task: int) -> dict[str, PyTree]:

@@ -1,4 +1,4 @@
-"""L2: stay near the parameters that the task before left, all equally important (arXiv 2303.15342 lists it)."""
+"""L2: stay near the parameters that the task before left, all equally important [ours]."""
 
 import jax
 import jax.numpy as jnp

@@ -66,6 +66,11 @@ class Setup:
         """Tasks of the sequence."""
         return len(self.groups)
 
+    @property
+    def sampling_passes(self) -> int:
+        """Forward passes of one step of sampling from the denoiser: two where it is guided."""
+        return 2 if self.num_classes and self.guidance > 0 else 1
+
     def start(self, task: int) -> int:
         """The first training row of a task (from 0)."""
         return int(sum(self.task_sizes[:task]))

@@ -25,6 +25,9 @@ class BufferMethod(Method):
         if size < 1:
             raise UserError(f"method.buffer_size is {size}; write 1 or more")
         classes = sum(map(len, self.setup.groups))
+        most = classes * len(self.setup.labels)  # of classes of any size, a balanced buffer of so many keeps all images
+        if size > most:
+            raise UserError(f"method.buffer_size is {size}, more than these data could ever fill; write at most {most}")
         if policy == "class_balanced" and size < classes:
             raise UserError(
                 f"method.buffer_size is {size} in total, less than one per class; write at least {classes}, "

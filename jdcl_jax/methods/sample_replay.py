@@ -4,6 +4,8 @@ The two differ in one thing only, the target on these samples, so both are this 
 Samples are drawn afresh in every step, or once per task and kept.
 """
 
+import math
+import os
 from collections.abc import Sequence
 
 import jax
@@ -47,7 +49,16 @@ class SampleReplay(TeacherMethod):
             raise UserError("method.stored_per_class counts from 1")
         if not self.stored and self.options["stored_per_class"] != DEFAULTS["stored_per_class"]:
             raise UserError("method.stored_per_class has no effect on fresh replay; write method.replay=stored")
+        self._check_room()
         law_of_options(self.options, self.setup.schedule.timesteps)
+
+    def _check_room(self) -> None:
+        size = self._capacity() * math.prod(self.setup.image_shape) if self.stored else 0  # bytes
+        if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+            raise UserError(
+                f"method.stored_per_class is {self.options['stored_per_class']}: {size / 2**30:,.0f} GiB of images, "
+                "more than this machine's memory; write less"
+            )
 
     @property
     def stored(self) -> bool:
@@ -65,7 +76,7 @@ class SampleReplay(TeacherMethod):
 
     def chain_passes(self) -> int:
         """Forward passes of the chain."""
-        return self.sampling_passes * len(self.chain().visited(self.setup.schedule))
+        return self.setup.sampling_passes * len(self.chain().visited(self.setup.schedule))
 
     def draw(self, context: Context, keys: jax.Array, labels: jax.Array) -> jax.Array:
         """Teacher samples, float32 [B, H, W, C] in [-1, 1]; a conditional teacher is guided as the setup says."""

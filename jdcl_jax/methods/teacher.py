@@ -71,11 +71,6 @@ class TeacherMethod(Method):
         """Cost of the old part of a step, in forward passes of a batch."""
         raise NotImplementedError
 
-    @property
-    def sampling_passes(self) -> int:
-        """Forward passes of one step of sampling from the teacher: two where it is guided."""
-        return 2 if self.setup.num_classes and self.setup.guidance > 0 else 1
-
     def phases(self, task: int) -> Sequence[Phase]:
         setup = self.setup
         if task == 0:

@@ -21,7 +21,7 @@ DEFAULTS: dict[str, object] = {
 
 
 class TrajectoryDistillation(TeacherMethod):
-    """The input is the teacher's reverse state at t' ~ U{0..T-1}, reached in S equal steps [ours: equal]."""
+    """The input is the teacher's reverse state at t' ~ U{0..T-1}, reached in S equal steps [code]."""
 
     phase_name = "follow"
 
@@ -40,7 +40,7 @@ class TrajectoryDistillation(TeacherMethod):
         return {"replay": start_stream(self.setup)}
 
     def old_passes(self) -> float:
-        return 3 + 1 + self.sampling_passes * self.options["teacher_steps"]
+        return 3 + 1 + self.setup.sampling_passes * self.options["teacher_steps"]
 
 
 METHODS = {"trajectory": (TrajectoryDistillation, DEFAULTS)}

@@ -1,5 +1,6 @@
 """Fine-tuning and joint training read the rows that they should; methods are found by name."""
 
+import dataclasses
 import functools
 
 import jax
@@ -42,6 +43,14 @@ def test_joint_training_matched_in_compute_makes_as_many_passes_as_distillation(
     for task in range(3):
         (a,), (b,) = joint.phases(task), gd.phases(task)
         assert a.passes * a.steps == b.passes * b.steps
+
+
+def test_it_is_matched_to_guided_distillation_too(setup) -> None:
+    guided = dataclasses.replace(setup, num_classes=6, guidance=2.0, label_dropout=0.1, steps=(30, 30, 30))
+    joint = make_method("joint", guided, default_options("joint") | {"compute_matched": True})
+    gd = make_method("gd", guided, default_options("gd"))
+    (a,), (b,) = joint.phases(1), gd.phases(1)
+    assert a.passes * a.steps == b.passes * b.steps == 11 * 30  # 2 S + 7
 
 
 @pytest.mark.parametrize("options", [{"teacher_steps": 5}, {"compute_matched": True, "teacher_steps": 0}])

@@ -112,7 +112,7 @@ def test_additive_is_current_plus_coefficient_times_buffer(setup, coefficient: f
     assert loss == pytest.approx(current + coefficient * old, rel=1e-5)
 
 
-@pytest.mark.parametrize("coefficient", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("coefficient", [0.0, 0.3, 0.9])
 def test_convex_gives_the_rest_to_the_current_task(setup, coefficient: float) -> None:
     batch = {"current": half("a"), "buffer": half("b")}
     loss, _ = loss_of(er(setup, rehearsal_coefficient=coefficient, form="convex"), batch)
@@ -140,7 +140,11 @@ def test_the_first_task_has_plain_training_in_every_form(setup, form: str) -> No
 
 @pytest.mark.parametrize(
     ("options", "passes"),
-    [({}, 6), ({"form": "convex"}, 6), ({"form": "concatenated", "rehearsal_coefficient": 0.25}, 3 + 3 / 4)],
+    [
+        ({}, 6),
+        ({"form": "convex", "rehearsal_coefficient": 0.5}, 6),
+        ({"form": "concatenated", "rehearsal_coefficient": 0.25}, 3 + 3 / 4),
+    ],
 )
 def test_the_network_sees_as_many_images_as_the_passes_say(setup, options, passes: float) -> None:
     seen = []
@@ -225,6 +229,8 @@ def test_before_anything_is_kept_no_rows_are(setup) -> None:
         {"rehearsal_coefficient": -0.1},
         {"form": "sum"},
         {"rehearsal_coefficient": 1.1, "form": "convex"},
+        {"rehearsal_coefficient": 1.0, "form": "convex"},  # would learn nothing of the current task
+        {"buffer_size": 1_000_000_000_000},
         {"rehearsal_coefficient": 0.05, "form": "concatenated"},
         {"timesteps": "normal"},
         {"t_min": 1000},
