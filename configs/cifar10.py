@@ -12,12 +12,12 @@ random flips, DDIM with 20 steps for 10,000 evaluation samples. With GD about 9e
 for a CPU.
 
 Presets; of several, the later one wins where they differ:
-`gd_paper`: Generative Distillation's protocol whole, scored with fid, kld and ard. fid needs
+`gd_paper`: Generative Distillation's protocol whole, scored with fid, kld_epsilon and ard. fid needs
 evaluation.inception_weights=FILE; without it the run ends before the first step with a line that says so. The paper's
 three class orders are tasks.order=gd-42 (the preset's), gd-69 and gd-1714. Its tables are not known here.
-`rank1_paper`: the protocol of rank-1 EWC + GD (arXiv 2509.23593), scored in the same way, for `rank1_ewc+gd` and its
-baselines `gd`, `joint` and `finetune`: 200 epochs, about 15,000 steps a task. Published, final mean FID over tasks /
-mean rise: rank-1 EWC + GD 50.5 / 7.4 [paper], GD 61.2 / 16.6, joint 23.3, fine-tuning 115.4 / 72.5 [2nd].
+`rank1_paper`: the protocol of rank-1 EWC + GD (arXiv 2509.23593), scored with fid, kld and ard, for `rank1_ewc+gd` and
+its baselines `gd`, `joint` and `finetune`: 200 epochs, about 15,000 steps a task. Published, final mean FID over tasks
+/ mean rise: rank-1 EWC + GD 50.5 / 7.4 [paper], GD 61.2 / 16.6, joint 23.3, fine-tuning 115.4 / 72.5 [2nd].
 `small`: a reduced run for two CPU cores: the first two tasks, a small UNet, few steps. About 10 minutes with GD.
 """
 

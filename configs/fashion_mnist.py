@@ -10,12 +10,12 @@ DIR holds the data set `fashion_mnist` prepared by TFDS as array_record. The ful
 steps a task, batch 128, images resized to 32x32) wants a GPU or TPU: about 1.6e17 FLOPs with GD.
 
 Presets; of several, the later one wins where they differ:
-`gd_paper`: Generative Distillation's protocol whole, scored with fid, kld and ard. fid needs
+`gd_paper`: Generative Distillation's protocol whole, scored with fid, kld_epsilon and ard. fid needs
 evaluation.inception_weights=FILE; without it the run ends before the first step with a line that says so. The paper's
 three class orders are tasks.order=gd-42 (the preset's), gd-69 and gd-1714. Its tables are not known here.
-`rank1_paper`: the protocol of rank-1 EWC + GD (arXiv 2509.23593), scored in the same way, for `rank1_ewc+gd` and its
-baselines `gd`, `joint` and `finetune`: 200 epochs, about 18,000 steps a task. Published, final mean FID over tasks /
-mean rise: rank-1 EWC + GD 15.4 / 0.9 [paper], GD 19.1 / 3.9, joint 5.7, fine-tuning 104 / 88 [2nd].
+`rank1_paper`: the protocol of rank-1 EWC + GD (arXiv 2509.23593), scored with fid, kld and ard, for `rank1_ewc+gd` and
+its baselines `gd`, `joint` and `finetune`: 200 epochs, about 18,000 steps a task. Published, final mean FID over tasks
+/ mean rise: rank-1 EWC + GD 15.4 / 0.9 [paper], GD 19.1 / 3.9, joint 5.7, fine-tuning 104 / 88 [2nd].
 `small`: a reduced run for two CPU cores: the first two tasks, a small UNet, few steps, images padded to 32x32. About
 6 minutes with GD.
 """

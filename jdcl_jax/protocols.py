@@ -16,7 +16,7 @@ def generative_distillation(config: ml_collections.ConfigDict) -> None:
     config.sampler.update(kind="ddim", eta=0.0, clip=True, guidance=0.0)
     config.train.update(epochs=0, reset_optimizer=True, ema=0.0, clip_norm=1.0)
     config.train.update(optimizer="adam", learning_rate=2e-4, schedule="constant", warmup=0)
-    config.evaluation.update(num_samples=10_000, scores=("fid", "kld", "ard"), weights="raw")
+    config.evaluation.update(num_samples=10_000, scores=("fid", "kld_epsilon", "ard"), weights="raw")
 
 
 def rank1_ewc(config: ml_collections.ConfigDict) -> None:

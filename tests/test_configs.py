@@ -55,7 +55,7 @@ GD_FACTS: dict[str, Any] = {
     "train.clip_norm": 1.0,
     "train.ema": 0.0,
     "evaluation.num_samples": 10_000,
-    "evaluation.scores": ("fid", "kld", "ard"),
+    "evaluation.scores": ("fid", "kld_epsilon", "ard"),
     "evaluation.weights": "raw",
 }
 OF_ITS_OWN: dict[str, dict[str, Any]] = {

@@ -2,7 +2,8 @@
 
 A classifier trained on all classes labels the generated images; the histogram of its answers is
 compared with that of the true labels of the test images of the seen classes. KLD and ARD are the
-two comparisons of the generative-distillation benchmark [code, arXiv 2311.14028].
+two comparisons of the generative-distillation benchmark [code, arXiv 2311.14028]; KLD comes in two
+forms, which differ in what a class costs that is never generated.
 
 The true histogram holds the seen classes only; the predicted one holds *all* classes of the
 sequence, so that mass on classes that were never shown counts as missing.
@@ -47,6 +48,15 @@ def kld_by_class(true_counts: np.ndarray, predicted_counts: np.ndarray) -> np.nd
     predicted = _shares(np.asarray(predicted_counts, np.float64) + 0.5)
     # Where the true share is 0 the term is 0; the 1 only keeps the logarithm quiet.
     return true * np.log(np.where(true > 0, true, 1.0) / predicted)
+
+
+def kld_epsilon_by_class(true_counts: np.ndarray, predicted_counts: np.ndarray) -> np.ndarray:
+    """The same with 1e-8 added to every share of both histograms, as arXiv 2311.14028 has it [code].
+
+    It does not depend on how many images there are, and a class that is never generated costs its share times 16 to 18.
+    """
+    true, predicted = (_shares(counts) + 1e-8 for counts in (true_counts, predicted_counts))
+    return true * np.log(true / predicted)
 
 
 def ard_by_class(true_counts: np.ndarray, predicted_counts: np.ndarray) -> np.ndarray:

@@ -134,6 +134,8 @@ def _on(features: str, words: str, names: tuple[str, str, str, str]) -> dict[str
     return dict(zip(names, scores, strict=True))
 
 
+_PER_TASK = "per task: its classes' part of the sum, divided by the task's share of the test images"
+
 SCORES: dict[str, Score] = {
     **_on(
         "classifier",
@@ -146,14 +148,18 @@ SCORES: dict[str, Score] = {
         ("fid", "kid", "precision_inception", "recall_inception"),
     ),
     "kld": CoverageScore(
-        "KL(true || predicted) of class histograms in nats, half a count added to each predicted "
-        "class; per task: its classes' part of the sum",
+        f"KL(true || predicted) of class histograms in nats, half a count added to each predicted class; {_PER_TASK}",
         True,
         coverage.kld_by_class,
     ),
+    "kld_epsilon": CoverageScore(
+        f"KL(true || predicted) of class histograms in nats, 1e-8 added to every share; {_PER_TASK}",
+        True,
+        coverage.kld_epsilon_by_class,
+    ),
     "ard": CoverageScore(
-        "Half the L1 distance of true and predicted class histograms; per task: its classes' part "
-        "of the sum, the rest being mass on unseen classes",
+        f"Half the L1 distance of true and predicted class histograms; {_PER_TASK}; mass on unseen classes counts "
+        "in the union alone",
         True,
         coverage.ard_by_class,
     ),
@@ -174,7 +180,7 @@ def select(names: Iterable[str]) -> dict[str, Score]:
     """
     chosen = {}
     for name in names:
-        if name not in SCORES:
+        if not isinstance(name, str) or name not in SCORES:
             raise UserError(f"unknown score {name!r}: write some of {', '.join(SCORES)}")
         chosen[name] = SCORES[name]
     return chosen

@@ -2,10 +2,17 @@
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 
 from jdcl_jax.errors import UserError
-from jdcl_jax.evaluation.coverage import ard_by_class, by_task, class_histogram, kld_by_class
+from jdcl_jax.evaluation.coverage import (
+    ard_by_class,
+    by_task,
+    class_histogram,
+    kld_by_class,
+    kld_epsilon_by_class,
+)
 
 GROUPS = ((0, 3), (1, 2))
 
@@ -32,6 +39,20 @@ def test_kld_adds_up_to_scipys_entropy_of_true_against_predicted():
 def test_kld_of_a_lost_class_is_large_but_finite():
     lost = kld_by_class(np.array([500, 500]), np.array([1000, 0])).sum()
     assert lost == pytest.approx(0.5 * np.log(0.5 * 1001 / 1000.5) + 0.5 * np.log(0.5 * 1001 / 0.5))
+
+
+def test_kld_with_an_epsilon_is_scipys_relative_entropy_of_shares_with_1e_8_added():
+    true, predicted = np.array([10, 0, 7, 3]), np.array([2, 9, 0, 40])
+    expected = scipy.special.rel_entr(true / 20 + 1e-8, predicted / 51 + 1e-8)
+    np.testing.assert_allclose(kld_epsilon_by_class(true, predicted), expected, rtol=1e-12)
+
+
+def test_kld_with_an_epsilon_does_not_depend_on_the_number_of_images():
+    # Eight of ten classes lost: .2 log(.1 / .5) + .8 log(.1 / 1e-8) = 12.57, whatever is counted.
+    for images in (100, 10_000):
+        lost = np.array([images // 2] * 2 + [0] * 8)
+        assert kld_epsilon_by_class(np.full(10, 7), lost).sum() == pytest.approx(12.5725, abs=1e-3)
+    assert kld_by_class(np.full(10, 7), lost).sum() == pytest.approx(5.76, abs=0.01)
 
 
 def test_ard_by_hand_counts_mass_on_unseen_classes_as_missing():

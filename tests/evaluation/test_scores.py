@@ -26,6 +26,7 @@ def test_every_score_has_its_direction_and_its_features():
         "precision_inception": (False, "inception"),
         "recall_inception": (False, "inception"),
         "kld": (True, None),
+        "kld_epsilon": (True, None),
         "ard": (True, None),
         "label_accuracy": (False, None),
         "bpd_fixed_small": (True, None),
