@@ -33,6 +33,8 @@ from jdcl_jax.training.compile_cache import use_compilation_cache
 def measure(workdir: Path, *, task: int, images: int, timesteps: int) -> dict[str, Any]:
     """Cosines and eigenvalues at evenly spaced timesteps, on training images of the task learned last.
 
+    They are those of the raw parameters, as the penalties take them, also where the run's scores are of their average.
+
     Args:
       workdir: a run's folder.
       task: after which task, from 1; 0: the last one saved.
@@ -47,11 +49,11 @@ def measure(workdir: Path, *, task: int, images: int, timesteps: int) -> dict[st
     at = np.linspace(0, run.parts.setup.schedule.timesteps - 1, timesteps).round().astype(np.int64)
     progress, rows = Progress(), []
     progress.start("gradients", len(at), task=run.task, counts=False)
-    for t, found in structures(run.parts.setup, run.params, split, at):
+    for t, found in structures(run.parts.setup, run.raw, split, at):
         rows.append({"t": t, **dataclasses.asdict(found)})
         progress.update(len(rows))
     progress.close()
-    facts = {"workdir": str(workdir), "task": run.task, "images": len(split), "commit": commit()}
+    facts = {"workdir": str(workdir), "task": run.task, "images": len(split), "weights": "raw", "commit": commit()}
     return {**facts, "method": run.parts.config.method.name, "dataset": run.parts.config.data.name, "rows": rows}
 
 

@@ -13,10 +13,18 @@ from jdcl_jax.training.state import PyTree
 
 @dataclass(frozen=True)
 class Restored:
-    """The run's parts, the weights that its evaluation uses, and the task (from 1) after which they were saved."""
+    """A run after a task.
+
+    Attributes:
+      parts: the run's parts.
+      params: the weights that its evaluation uses, raw or averaged.
+      raw: those that the optimizer left, around which the penalties are.
+      task: after which they were saved, from 1.
+    """
 
     parts: Parts
     params: PyTree
+    raw: PyTree
     task: int
 
 
@@ -36,4 +44,4 @@ def restore(workdir: Path, task: int) -> Restored:
     state, _ = checkpoints.restore_task(task, RunArrays(parts).shapes())
     network = state["networks"][DENOISER]
     ema = parts.config.evaluation.weights == "ema"
-    return Restored(parts, network.averaged if ema else network.params, task)
+    return Restored(parts, network.averaged if ema else network.params, network.params, task)

@@ -1,5 +1,6 @@
 """The structure of per-sample gradients of a real run, and the command that shows it."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from jdcl_jax.diffusion.process import q_sample
 from jdcl_jax.errors import UserError
 from jdcl_jax.evaluation.gradient_structure import structure
-from jdcl_jax.fisher import main
+from jdcl_jax.fisher import main, measure
 from jdcl_jax.keys import example_keys, example_normal, named_key, subkeys
 from jdcl_jax.measuring import gradients_at
 from jdcl_jax.measuring.curves import spread
@@ -52,6 +53,16 @@ def test_gradients_are_of_single_images_at_the_timestep_asked_for(gd_run) -> Non
     assert t == 300
     for name in ("cosine", "ratio", "share", "norm"):
         assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-3), name
+
+
+def test_gradients_are_those_of_the_raw_parameters_as_the_penalties_have_them(gd_run, monkeypatch) -> None:
+    usual = restore(gd_run.workdir, 1)
+    averaged = jax.tree.map(lambda leaf: leaf + 1.0, usual.raw)
+    monkeypatch.setattr("jdcl_jax.fisher.restore", lambda *_: dataclasses.replace(usual, params=averaged))
+    seen = []
+    monkeypatch.setattr("jdcl_jax.fisher.structures", lambda setup, params, split, at: seen.append(params) or [])
+    assert measure(gd_run.workdir, task=1, images=3, timesteps=2)["weights"] == "raw"
+    assert seen == [usual.raw]
 
 
 def test_inner_products_are_those_of_whole_rows(monkeypatch) -> None:

@@ -20,13 +20,13 @@ def structure_figure(rows: Sequence[Mapping[str, Any]], *, title: str) -> Figure
     t = [row["t"] for row in rows]
     low = [row["cosine"] - row["cosine_std"] for row in rows]
     high = [row["cosine"] + row["cosine_std"] for row in rows]
-    axes.fill_between(t, low, high, color=COLOURS[0], alpha=0.18, linewidth=0)
+    axes.fill_between(t, low, high, color=COLOURS[0], alpha=0.18, linewidth=0, label="± its standard deviation")
     axes.plot(
         t,
         [row["cosine"] for row in rows],
         "o-",
         color=COLOURS[0],
-        label="cosine of a gradient to the mean of the others",
+        label="mean cosine of a gradient to the mean of the others",
     )
     axes.plot(t, [row["ratio"] for row in rows], "s-", color=COLOURS[1], label="λ₂ / λ₁ of the Fisher information")
     axes.set_ylim(min(0.0, *low) - 0.02, 1.02)
