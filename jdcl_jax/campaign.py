@@ -27,12 +27,13 @@ from jdcl_jax.measuring.gradients_at import fitting
 from jdcl_jax.methods.method import Setup
 from jdcl_jax.methods.registry import is_method_name, make_method
 from jdcl_jax.processes import Failure, Job, places, run_all
+from jdcl_jax.reporting.runs import MACHINE_KEYS
 from jdcl_jax.reporting.study_runs import FORMAT, RECORD, STRUCTURE, read_record
 from jdcl_jax.reporting.writer import write_json
 from jdcl_jax.results import PACKAGES, commit
 from jdcl_jax.specs import Spec, parse_seeds, parse_specs
 from jdcl_jax.validation import validate
-from jdcl_jax.workdir import MACHINE_KEYS, Workdir
+from jdcl_jax.workdir import Workdir, read_json
 
 FEWEST_GRADIENTS, MOST_GRADIENTS = 16, 128  # of single examples, to find their structure [ours]
 
@@ -126,6 +127,7 @@ def make_plan(config: str, methods: str, seeds: str, workdir: Path) -> Plan:
         shared = _shared(read(",".join([*common, specs[0].words[0]])))
     _check_workdir(workdir, shared)
     _check_runs(runs)
+    _check_recorded(workdir, runs)
     return Plan(config, workdir, tuple(runs), shared)
 
 
@@ -186,8 +188,8 @@ def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def _shared(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What all runs of a study have in common, but for what a spec sets itself."""
-    own = ("seed", *MACHINE_KEYS)
-    return {key: value for key, value in _plain(config).items() if key not in own and not key.startswith("method.")}
+    everything = _seedless(_plain(config))
+    return {key: value for key, value in everything.items() if not key.startswith("method.")}
 
 
 def _check_workdir(workdir: Path, shared: Mapping[str, Any]) -> None:
@@ -197,6 +199,33 @@ def _check_workdir(workdir: Path, shared: Mapping[str, Any]) -> None:
     different = differing_keys(record["shared"], shared) if record else []
     if different:
         raise UserError(f"{workdir} holds another study ({'; '.join(different)}); write another --workdir")
+
+
+def _check_recorded(workdir: Path, runs: Sequence[PlannedRun]) -> None:
+    """Raises `UserError` for a run that the study's earlier runs cannot stand beside.
+
+    Seeds of a method have the same config; two methods have not.
+    """
+    planned = [(run.spec, _seedless(_plain(run.config))) for run in runs]
+    for entry in (read_record(workdir) or {"runs": []})["runs"]:
+        file = workdir / entry["folder"] / "config.json"
+        if not file.exists():
+            continue
+        old = _seedless(flatten(read_json(file)))
+        for spec, config in planned:
+            same, different = spec.slug == entry["slug"], differing_keys(old, config)
+            if same and different:
+                raise UserError(
+                    f"{workdir} has {spec.text} seed {entry['seed']} with another config ({'; '.join(different)}); "
+                    "write another --workdir, or the same values"
+                )
+            if not same and not different:
+                raise UserError(f"{spec.text}: this is the same as {entry['method']} of {workdir}; write it so")
+
+
+def _seedless(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys without those that may differ between the seeds of a method."""
+    return {key: value for key, value in config.items() if key not in ("seed", *MACHINE_KEYS)}
 
 
 def _check_runs(runs: Sequence[PlannedRun]) -> None:

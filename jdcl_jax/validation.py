@@ -32,7 +32,7 @@ _CHOICES = {
 # key -> (smallest, largest); None is open
 _RANGES: dict[str, tuple[float | None, float | None]] = {
     "seed": (0, 2**31 - 1),
-    "data.image_size": (0, None),
+    "data.image_size": (0, 2048),
     "data.validation": (0.0, 0.5),
     "data.device_memory_mib": (0, None),
     "tasks.num_tasks": (0, None),
@@ -203,7 +203,8 @@ def check_image_size(config: ml_collections.ConfigDict, size: int) -> None:
 def _validate_training(config: ml_collections.ConfigDict) -> None:
     train = config.train
     if train.epochs == 0 and train.steps % train.steps_per_call:
-        fitting = max(d for d in range(1, train.steps_per_call) if train.steps % d == 0)
+        low = [d for d in range(1, math.isqrt(train.steps) + 1) if train.steps % d == 0]
+        fitting = max(d for d in [*low, *(train.steps // d for d in low)] if d < train.steps_per_call)
         raise UserError(
             f"train.steps_per_call={train.steps_per_call} does not divide train.steps={train.steps}; "
             f"write train.steps_per_call={fitting}"
@@ -220,6 +221,11 @@ def _validate_evaluation(config: ml_collections.ConfigDict) -> None:
     evaluation = config.evaluation
     if evaluation.weights == "ema" and config.train.ema == 0:
         raise UserError("evaluation.weights=ema needs an average; write train.ema=0.999 or evaluation.weights=raw")
+    channels = evaluation.classifier.channels
+    if not channels or any(type(c) is not int or c < 1 for c in channels):
+        raise UserError(
+            f"evaluation.classifier.channels is {channels}; write one positive whole number per stage, such as (32, 64)"
+        )
     if not evaluation.scores:
         raise UserError(f"evaluation.scores is empty; write some of {', '.join(SCORES)}")
     scores = select(evaluation.scores)

@@ -15,10 +15,8 @@ from jdcl_jax.config import differing_keys
 from jdcl_jax.errors import UserError
 from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.page import write_report
+from jdcl_jax.reporting.runs import MACHINE_KEYS
 from jdcl_jax.reporting.writer import write_json
-
-MACHINE_KEYS = ("data.dir", "evaluation.cache_dir")
-"""Where things lie on a machine; a run may be resumed with other values."""
 
 
 def default_workdir(config: ml_collections.ConfigDict) -> Path:
@@ -49,7 +47,7 @@ class Workdir:
         if not file.exists():
             return
         different = [
-            line for line in differing_keys(_read_json(file), self._config) if line.split(":")[0] not in MACHINE_KEYS
+            line for line in differing_keys(read_json(file), self._config) if line.split(":")[0] not in MACHINE_KEYS
         ]
         if different:
             raise UserError(
@@ -62,7 +60,7 @@ class Workdir:
         file = self.path / "results.json"
         if not file.exists():
             return None
-        results = _read_json(file)
+        results = read_json(file)
         if results.get("status") != "finished":
             return None
         if not (self.path / "report.html").exists():
@@ -124,11 +122,19 @@ class Workdir:
         """Writes results.json and report.html; returns the results as they read from the file."""
         self.write_results(results)
         write_report(self.path)
-        return _read_json(self.path / "results.json")
+        return read_json(self.path / "results.json")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a run.
+
+    Raises:
+      UserError: it is broken.
+    """
     try:
-        return json.loads(file.read_text())
+        found = json.loads(file.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+        return found
     except (OSError, ValueError) as error:
         raise UserError(f"{file} can't be read ({error}); remove it or write another --workdir") from error

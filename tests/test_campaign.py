@@ -188,6 +188,25 @@ def test_a_workdir_of_another_study_is_refused_with_the_keys_that_differ(plan) -
     plan("gd", "0", "data.dir=elsewhere")  # and where things lie is none either
 
 
+def test_seeds_of_a_method_cannot_have_different_options(plan) -> None:
+    """Options for all methods stand in --config, presets may set some too."""
+    made = plan("gr", "0", "method.replay_weight=0.1")
+    write_record(made, "first")
+    finish(made.runs[0])
+    with pytest.raises(UserError, match=r"has gr seed 0 with another config \(method.replay_weight: 0.1 -> 1.0\)"):
+        plan("gr", "1")
+    plan("gr", "1", "method.replay_weight=0.1")
+
+
+@pytest.mark.parametrize(("before", "after"), [("er(rehearsal_coefficient=1.0)", "er"), ("ewc+gd", "gd+ewc")])
+def test_what_the_study_has_already_is_not_trained_again_under_another_name(before, after, plan) -> None:
+    made = plan(before, "0")
+    write_record(made, "first")
+    finish(made.runs[0])
+    with pytest.raises(UserError, match=re.escape(f"this is the same as {before}")):
+        plan(after, "0")
+
+
 def test_a_run_of_another_config_in_the_way_is_refused(plan) -> None:
     run = plan("finetune", "0").runs[0]
     Workdir(run.folder, run.config).write_config()

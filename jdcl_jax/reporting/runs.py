@@ -14,6 +14,9 @@ import numpy as np
 from jdcl_jax.errors import UserError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MACHINE_KEYS = ("data.dir", "evaluation.cache_dir")
+"""Keys of a config that say where things lie on a machine; a run may be resumed with other values."""
+
 # The order in which a person reads them; others follow in the order of the file.
 SUMMARIES = ("last_union", "average", "incremental", "forgetting_max", "bwt", "rise")
 
