@@ -109,10 +109,13 @@ def _setting(key: str, default: Any = None) -> Callable[[Mapping[str, Any]], Any
     return read
 
 
+_OWN_SIDE = {"cifar10": 32, "imagenet_resized/32x32": 32}
+
+
 def _side(results: Mapping[str, Any]) -> int | None:
-    """Side of the images; 0, the data's own, is in the name of a resized data set."""
+    """Side of the images; 0 is the data's own."""
     side = _setting("data.image_size")(results)
-    return 32 if side == 0 and without_version(str(results.get("dataset"))).endswith("/32x32") else side
+    return _OWN_SIDE.get(without_version(str(results.get("dataset"))), 0) if side == 0 else side
 
 
 def _stored(results: Mapping[str, Any]) -> int | None:

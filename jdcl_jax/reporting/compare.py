@@ -28,13 +28,14 @@ class Mean:
     error: float
     n: int
 
-    def text(self, plus_minus: str = "±", missing: str = html.MISSING) -> str:
-        """1.523 ± 0.041, 1.523 for one number, or `missing`."""
+    def text(self, plus_minus: str = "±", missing: str = html.MISSING, of: int = 0) -> str:
+        """1.523 ± 0.041, 1.523 for one number, or `missing`; with (n=2) behind it if there should be more, `of`."""
         if self.n == 0:
             return missing
+        fewer = f" (n={self.n})" if self.n < of else ""
         if self.n == 1:
-            return formats.number(self.mean)
-        return f"{formats.number(self.mean)} {plus_minus} {formats.error(self.error, self.mean)}"
+            return formats.number(self.mean) + fewer
+        return f"{formats.number(self.mean)} {plus_minus} {formats.error(self.error, self.mean)}{fewer}"
 
 
 def mean_of(values: Sequence[float]) -> Mean:
@@ -66,6 +67,10 @@ class Group:
         """Mean of one summary of one score."""
         found = [run.scores[score].summary for run in self.finished if score in run.scores]
         return mean_of([summary[name].value for summary in found if name in summary])
+
+    def count(self, score: str) -> int:
+        """How many finished runs have a score."""
+        return sum(score in run.scores for run in self.finished)
 
     def union(self, score: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Means over the runs on the union after each task, and standard errors if n >= 2."""
@@ -157,7 +162,7 @@ def _score(score: Score, groups: Sequence[Group]) -> dict[str, Any]:
         rows.append(
             {
                 "method": group.method,
-                "n": max((mean.n for mean in means.values()), default=0),
+                "n": group.count(score.name),
                 "means": means,
             }
         )
@@ -199,7 +204,7 @@ def _text(parts: Sequence[dict[str, Any]], warnings: Sequence[str]) -> str:
                 [
                     row["method"],
                     str(row["n"]),
-                    *(row["means"][key].text("+-", "-") for key in score["summaries"]),
+                    *(row["means"][key].text("+-", "-", of=row["n"]) for key in score["summaries"]),
                 ]
                 for row in score["rows"]
             ]

@@ -52,12 +52,12 @@ def _phase(group: Group, name: str) -> PhaseCost:
     def mean(key: str) -> Mean:
         return mean_of([total(run, key, name) for run in runs])
 
-    passes = [math.nan if name in EVALUATION else passes_per_step(run, name) for run in runs]
+    of_a_step = [math.nan if name in EVALUATION else passes_per_step(run, name) for run in runs]
     return PhaseCost(
         name,
         mean("steps"),
         mean("images"),
-        mean_of(passes),
+        mean_of(of_a_step),
         mean("model_flops"),
         mean("seconds"),
         mean("compile_seconds"),
@@ -75,11 +75,16 @@ def total(run: Run, key: str, *phases: str) -> float:
     return math.fsum(value for value in values if isinstance(value, int | float)) if rows else math.nan
 
 
-def passes_per_step(run: Run, *phases: str) -> float:
-    """Forward passes of one batch that a step of these phases (of all but evaluation if none is named) stands for."""
-    batch = _setting(run, "train", "batch_size")
-    whole = total(run, "steps", *phases) * batch * forward_flops(run)
-    return total(run, "model_flops", *phases) / whole if whole else math.nan
+def passes(run: Run, *phases: str) -> float:
+    """Forward passes of one batch that these phases (all but evaluation if none is named) stand for."""
+    forward = _setting(run, "train", "batch_size") * forward_flops(run)
+    return total(run, "model_flops", *phases) / forward if forward else math.nan
+
+
+def passes_per_step(run: Run, phase: str) -> float:
+    """The same of one step of a phase."""
+    steps = total(run, "steps", phase)
+    return passes(run, phase) / steps if steps else math.nan
 
 
 def forward_flops(run: Run) -> float:

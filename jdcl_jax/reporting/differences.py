@@ -1,16 +1,17 @@
 """Why the numbers of several runs may not be compared."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from jdcl_jax.reporting.runs import Run
+from jdcl_jax.reporting.runs import MACHINE_KEYS, Run
 
-# Parts of a config that may differ between two seeds of one method.
-_FREE = ("seed", "workdir")
-# Parts of a config that say how scores are made, whatever the method.
-_SCORING = ("evaluation", "scores", "sampling")
+# Keys of a config that may differ between two seeds of one method.
+_FREE = ("seed", *MACHINE_KEYS)
+# Sections of a config that say how scores are made, whatever the method.
+_SCORING = ("evaluation", "sampler", "diffusion")
 _SHOWN = 6  # runs named in one warning, and keys
 
 
@@ -19,8 +20,9 @@ def warnings(runs: Sequence[Run]) -> list[str]:
 
     Looked at: status and data set; then, among the runs of one data set, where its pixels come
     from, tasks, commits and versions, raw or EMA weights, what "reduced" says, the scores, their directions,
-    descriptions and formulas, their numbers of evaluated samples, and the config's scoring parts;
-    then, among runs of one data set and method, the rest of the config and repeated seeds.
+    descriptions and formulas, their numbers of evaluated samples, and the config's scoring sections;
+    then, among runs of one data set and method, the rest of the config, repeated seeds, and scores
+    that some of the seeds have no number of.
     """
     found = [
         f"{run.name} is {run.results['status']}, not finished: left out of all means"
@@ -73,8 +75,9 @@ def hardware(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _config_part(part: str, run: Run) -> Any:
-    return (run.results.get("config") or {}).get(part)
+def _section(name: str, run: Run) -> dict[str, str]:
+    config = _flat(run.results.get("config") or {})
+    return {key: value for key, value in config.items() if key.startswith(f"{name}.")}
 
 
 def _tasks(run: Run) -> Any:
@@ -105,7 +108,7 @@ _FACTS: Mapping[str, Callable[[Run], Any]] = {
     "versions": lambda run: run.results.get("versions"),
     "weights scored": lambda run: run.results.get("weights"),
     "reductions": lambda run: run.results.get("reduced") or "none",
-    **{f"settings of {part}": partial(_config_part, part) for part in _SCORING},
+    **{f"settings of {part}": partial(_section, part) for part in _SCORING},
 }
 _SCORE_FACTS: Mapping[str, Callable[[str, Run], Any]] = {
     "numbers of evaluated samples": _samples,
@@ -136,7 +139,7 @@ def _sides(runs: Sequence[Run], fact: Callable[[Run], Any]) -> str:
 def _within(label: str, group: Sequence[Run]) -> Iterator[str]:
     """What sets runs of one data set and method apart besides the seed."""
     configs = [_flat(run.results.get("config") or {}) for run in group]
-    keys = dict.fromkeys(key for config in configs for key in config)
+    keys = dict.fromkeys(key for config in configs for key in config if key.split(".")[0] not in _SCORING)
     differing = [key for key in keys if len({config.get(key) for config in configs}) > 1]
     if differing:
         yield f"runs of {label} differ in more than the seed, yet are averaged: {_some(differing)}"
@@ -144,17 +147,34 @@ def _within(label: str, group: Sequence[Run]) -> Iterator[str]:
     twice = list(dict.fromkeys(seed for seed in seeds if seeds.count(seed) > 1))
     if twice:
         yield f"runs of {label} share a seed and are not independent: seed {_some(twice)}"
+    yield from _lost(label, [run for run in group if run.finished])
+
+
+def _lost(label: str, finished: Sequence[Run]) -> Iterator[str]:
+    """Seeds that fall out of means which the others are in, a line for each set of seeds."""
+    lost: dict[tuple[str, ...], dict[str, None]] = {}
+    for score in dict.fromkeys(name for run in finished for name in run.scores):
+        having = [run for run in finished if score in run.scores]
+        for summary in dict.fromkeys(key for run in having for key in run.scores[score].summary):
+            without = tuple(run.name for run in having if not _known(run, score, summary))
+            if 0 < len(without) < len(having):
+                lost.setdefault(without, {})[score] = None
+    for names, scores in lost.items():
+        yield f"{label}: no number of {', '.join(scores)} in {_some(names)}, so some means are over fewer seeds"
+
+
+def _known(run: Run, score: str, summary: str) -> bool:
+    found = run.scores[score].summary.get(summary)
+    return found is not None and math.isfinite(found.value)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A config as dotted keys and JSON values, without the parts that are looked at elsewhere."""
+    """A config as dotted keys and JSON values, without those that may differ."""
     flat: dict[str, str] = {}
     for key, value in tree.items():
-        if not prefix and key in _FREE + _SCORING:
-            continue
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
-        else:
+        elif f"{prefix}{key}" not in _FREE:
             flat[f"{prefix}{key}"] = json.dumps(value, sort_keys=True, default=str)
     return flat
 

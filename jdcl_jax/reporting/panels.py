@@ -33,5 +33,7 @@ def in_panels(name: str, lines: Mapping[str, Line], draw: Callable[[Mapping[str,
         axes, model = figure.axes[0], whole.axes[0]
         if model.get_yscale() == "log" and axes.get_yscale() != "log":
             log_scale(axes)
+        elif model.get_yscale() != axes.get_yscale():
+            axes.set_yscale(model.get_yscale())
         axes.set_ylim(model.get_ylim())
     return figures

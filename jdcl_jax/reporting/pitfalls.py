@@ -16,6 +16,7 @@ from jdcl_jax.reporting.compare import Mean, mean_of
 from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.formats import number
 from jdcl_jax.reporting.runs import Run, load_run
+from jdcl_jax.reporting.study_runs import Member
 from jdcl_jax.reporting.table import text_table
 
 BOUNDS = ("bpd_fixed_small", "bpd_fixed_large")
@@ -65,11 +66,14 @@ def study(runs: Sequence[Run]) -> Pitfalls:
       runs: the runs; those that are not finished are left out.
 
     Raises:
-      UserError: fewer than three methods, several data sets, several numbers of tasks, or runs without bits/dim.
+      UserError: fewer than three methods, two runs of one name and seed, several data sets, several numbers of tasks, a
+        single task, or runs without bits/dim.
     """
     finished = [run for run in runs if run.finished]
     if len({run.num_tasks for run in finished}) > 1:
         raise UserError("the runs have different numbers of tasks; give runs of one sequence")
+    if finished and finished[0].num_tasks < 2:
+        raise UserError("the runs have one task, after which nothing can be forgotten; give runs of two or more")
     if len({run.dataset for run in finished}) > 1:
         raise UserError("the runs are of several data sets; give runs of one")
     common = [name for name in RANKED if finished and all(name in run.scores for run in finished)]
@@ -79,6 +83,7 @@ def study(runs: Sequence[Run]) -> Pitfalls:
             "evaluation.scores"
         )
     methods = tuple(dict.fromkeys(label_of(run) for run in finished))
+    _check_seeds(finished)
     if len(methods) < 3:
         raise UserError(f"{len(methods)} methods can't be ranked; give finished runs of three or more")
     tasks = finished[0].num_tasks
@@ -102,6 +107,18 @@ def study(runs: Sequence[Run]) -> Pitfalls:
         {p: _mixture(size, p) for p in WEIGHTS},
         size,
     )
+
+
+def _check_seeds(runs: Sequence[Run]) -> None:
+    """Raises `UserError` for two runs of one name and seed, of which a ranking could take only one."""
+    first: dict[tuple[str, Any], Run] = {}
+    for run in runs:
+        other = first.setdefault((label_of(run), run.seed), run)
+        if other is not run:
+            raise UserError(
+                f"{other.path} and {run.path} are both called {label_of(run)}, with the same seed; leave one out, or "
+                "rename its folder if its options are others"
+            )
 
 
 def _seeds(runs: Sequence[Run]) -> list[Any]:
@@ -199,10 +216,13 @@ def write_pitfalls(workdirs: Sequence[str | os.PathLike[str]], out: str | os.Pat
     """
     if Path(out).suffix.lower() not in (".html", ".htm"):
         raise UserError(f"the study is a page: {out} does not end in .html; write e.g. --out=pitfalls.html")
-    runs = [load_run(workdir) for workdir in workdirs]
-    found = study(runs)
+    runs = [_named(load_run(workdir)) for workdir in workdirs]
+    found, warnings = study(runs), differences.warnings(runs)
     title = f"Pitfalls of bits/dim: {len(found.methods)} methods on {runs[0].dataset}"
-    write_bytes(
-        out, html.page("pitfalls.html", title=title, pitfalls=context(found), warnings=differences.warnings(runs))
-    )
-    return text(found)
+    write_bytes(out, html.page("pitfalls.html", title=title, pitfalls=context(found), warnings=warnings))
+    return "\n".join([*(f"WARNING: {line}" for line in warnings), text(found)])
+
+
+def _named(run: Run) -> Member:
+    """The run as what it is ranked as, so that its options tell it from others of its method."""
+    return Member(run.path, run.results, label=label_of(run))

@@ -129,6 +129,8 @@ def _protocol(dataset: str, method: str) -> Protocol:
         facts |= {"num_tasks": 5, "classes_per_task": 2, "label_order": True, "class_conditional": True}
         facts |= {"epochs": 200, "batch_size": 128, "optimizer": "adam", "learning_rate": 2e-4}
         facts |= {"timesteps": 1000, "sampler": ("ddim", 50)}
+    if dataset == "cifar10":
+        facts |= {"image_size": 32}  # its own
     if method == "joint":
         facts |= {"compute_matched": False}
     if method.endswith("gd"):
@@ -156,6 +158,7 @@ def _unknowns(dataset: str, method: str, summary: str) -> tuple[str, ...]:
         unknowns += ["the image size"] if dataset != "cifar10" else []
     if method == "joint":
         unknowns += ["whether joint training starts anew on the data of all tasks"]
+        unknowns += ["what an epoch of joint training goes through (here as many images as the current task has)"]
     if method.endswith("gd"):
         unknowns += ["the teacher's sampler"]
     if method in ("gd", "ewc+gd"):

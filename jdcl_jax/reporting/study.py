@@ -151,8 +151,8 @@ def _tables(study: Study) -> Iterator[dict[str, Any]]:
         rows = [
             {
                 "method": label,
-                "n": max(group.summary(name, summary).n for summary in SUMMARIES),
-                "means": [group.summary(name, summary).text() for summary in SUMMARIES],
+                "n": group.count(name),
+                "means": [group.summary(name, summary).text(of=group.count(name)) for summary in SUMMARIES],
             }
             for label, group in study.groups.items()
         ]
@@ -220,10 +220,11 @@ def _text(study: Study) -> str:
     if study.headline:
         score = study.scores[study.headline]
         rows = [
-            [label, *(group.summary(score.name, summary).text("+-", "-") for summary in SUMMARIES)]
+            [label, str(n), *(group.summary(score.name, summary).text("+-", "-", of=n) for summary in SUMMARIES)]
             for label, group in study.groups.items()
+            for n in [group.count(score.name)]
         ]
         direction = "lower" if score.lower_is_better else "higher"
-        blocks += [f"{score.name} ({direction} is better): mean +- standard error over the finished seeds"]
-        blocks += [text_table(["method", *SUMMARIES.values()], rows)]
+        blocks += [f"{score.name} ({direction} is better): mean +- standard error over the n finished seeds"]
+        blocks += [text_table(["method", "n", *SUMMARIES.values()], rows)]
     return "\n".join(blocks)

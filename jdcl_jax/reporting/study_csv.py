@@ -16,7 +16,8 @@ from jdcl_jax.reporting.study_runs import SUMMARIES, Study
 def csv_text(study: Study) -> str:
     """A row per method, score and summary: mean, standard error, n, each seed's value, what is published, and costs.
 
-    What is unknown is empty. Seconds are wall time, compilation included; passes are those of `costs.PhaseCost`.
+    What is unknown is empty. Costs are those of all phases but evaluation, a method's drawing and estimates included:
+    passes in forward passes of one batch, a backward pass counting as two; seconds are wall time with compilation.
     """
     seeds = sorted({run.seed for run in study.members})
     header = [
@@ -45,8 +46,7 @@ def csv_text(study: Study) -> str:
 
 
 _COSTS: Mapping[str, Callable[[Run], float]] = {
-    "training_steps": lambda run: costs.total(run, "steps"),
-    "training_passes_per_step": lambda run: costs.passes_per_step(run),
+    "training_passes": costs.passes,
     "training_model_flops": lambda run: costs.total(run, "model_flops"),
     "training_images": lambda run: costs.total(run, "images"),
     "training_seconds": lambda run: costs.total(run, "seconds"),

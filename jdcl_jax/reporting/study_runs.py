@@ -33,7 +33,7 @@ SCORE_GROUPS = {
     "Kernel distance": ("kid", "kd_classifier"),
     "Precision": ("precision_inception", "precision_classifier"),
     "Recall": ("recall_inception", "recall_classifier"),
-    "Class histograms: KLD": ("kld",),
+    "Class histograms: KLD": ("kld", "kld_epsilon"),
     "Class histograms: ARD": ("ard",),
     "Error of the predicted noise": ("eps_mse",),
     "Bits per dimension": ("bpd_fixed_small", "bpd_fixed_large"),
@@ -138,7 +138,8 @@ def read_record(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
                 raise TypeError("a run has no seed")
             for key in ("method", "slug", "folder"):
                 Path(entry[key])
-        list(record["calls"]), dict(record["shared"])
+        if not (isinstance(record["calls"], list) and isinstance(record["shared"], dict)):
+            raise TypeError("its calls are no list, or what they share is no object")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -160,6 +161,10 @@ def load_study(workdir: str | os.PathLike[str], methods: Sequence[str] = ()) -> 
     record = read_record(workdir)
     if record is None:
         raise UserError(f"{workdir} holds no study: {RECORD} is missing; write the --workdir of a study")
+    # Two spellings of the same options are one method, called as it was written last.
+    spelled: dict[str, str] = {}
+    for entry in record["runs"]:
+        entry["method"] = spelled.setdefault(entry["slug"], entry["method"])
     recorded = {entry["method"]: None for entry in record["runs"]}
     order = [label for label in dict.fromkeys([*methods, *recorded]) if label in recorded]
     members, missing = [], []

@@ -184,7 +184,8 @@ def lines_figure(
 def legend_below(figure: Figure) -> None:
     """Puts the legend of a figure's lines below it, in as many columns as its names leave room for.
 
-    A legend that the figure has is taken away, and the figure grows by the height of the new one.
+    A legend that the figure has is taken away. The figure grows by the height of the new one, and in width if a name
+    is longer than it.
     """
     rows = 0
     for legend in list(figure.legends):
@@ -194,6 +195,7 @@ def legend_below(figure: Figure) -> None:
     width, height = figure.get_size_inches()
     longest = max(map(len, labels), default=1)
     # Of 8 points a letter is about 0.06 inches wide; the line beside a name takes about half an inch.
+    width = max(width, 0.6 + 0.065 * longest)
     columns = min(max(1, int(width / (0.5 + 0.06 * longest))), 5, len(labels))
     height += 0.15 * (math.ceil(len(labels) / columns) - rows)
     figure.set_size_inches(width, height)

@@ -45,6 +45,26 @@ def test_mean_and_standard_error_by_hand():
 )
 def test_a_standard_error_is_written_only_from_two_runs_on(values, text):
     assert mean_of(values).text() == text
+    assert mean_of(values).text(of=len(values)) == text
+
+
+def test_a_mean_over_fewer_seeds_than_there_are_says_so():
+    assert mean_of([2.0, math.nan, 2.0]).text(of=3) == "2.000 ± 0.000 (n=2)"
+    assert mean_of([2.5, math.nan]).text(of=2) == "2.500 (n=1)"
+
+
+def test_a_seed_that_has_no_number_is_named_and_its_mean_marked(make_run, with_union):
+    paths = [
+        make_run("gd-0", scores=with_union(1.0, 2.0, 3.0)),
+        make_run("gd-1", scores=with_union(1.0, 2.0, None), seed=1),
+        make_run("gd-2", scores=with_union(1.0, 2.0, 3.0), seed=2),
+    ]
+    text = compare(paths, paths[0].parent / "page.html")
+    assert re.search(r"^gd +3 +3\.000 \+- 0\.000 \(n=2\) ", text, re.MULTILINE)
+    (line,) = warnings([load_run(path) for path in paths])
+    assert "no number of fd_classifier in" in line
+    assert "gd-1" in line
+    assert "(n=2)" in (paths[0].parent / "page.html").read_text()
 
 
 def test_seeds_of_a_method_are_averaged(make_run, with_union):
@@ -108,6 +128,8 @@ def swap_tasks(tree: dict) -> None:
         (lambda tree: tree.update(reduced="16 channels"), ["reductions", "16 channels"]),
         (lambda tree: tree.update(status="running"), ["running", "not finished"]),
         (lambda tree: tree["config"].update(evaluation={"n": 50}), ["settings of evaluation"]),
+        (lambda tree: tree["config"].update(sampler={"steps": 50}), ["settings of sampler"]),
+        (lambda tree: tree["config"].update(diffusion={"timesteps": 500}), ["settings of diffusion"]),
     ],
 )
 def test_what_makes_runs_incomparable_is_named(make_run, results, change, words):
@@ -135,6 +157,12 @@ def test_runs_that_differ_only_in_method_seed_and_config_of_the_method_are_compa
         load_run(make_run("b", seed=1, config={"seed": 1, "train": {"steps": 300}})),
         load_run(make_run("c", method="gr", config={"seed": 0, "train": {"steps": 500}})),
     ]
+    assert warnings(runs) == []
+
+
+def test_runs_may_have_their_data_and_caches_in_other_places(make_run):
+    places = [{"data": {"dir": x}, "evaluation": {"cache_dir": x, "num_samples": 9}} for x in "ab"]
+    runs = [load_run(make_run(f"gd-{n}", seed=n, config={"seed": n, **place})) for n, place in enumerate(places)]
     assert warnings(runs) == []
 
 

@@ -35,7 +35,13 @@ def test_of_many_each_is_on_one_picture_with_a_colour_of_its_own(number: int) ->
 
 
 def test_all_pictures_have_the_same_axes() -> None:
-    for values, scale in (([1.0] * 7 + [5.0] * 7, "linear"), ([1.0] * 7 + [1e-4] * 7, "log")):
+    below = [10.0 ** (n % 4) for n in range(13)] + [-0.001]  # the last picture alone has a value below 0
+    for values, scale in (
+        ([1.0] * 7 + [5.0] * 7, "linear"),
+        ([1.0] * 7 + [1e-4] * 7, "log"),
+        (below, "linear"),
+        (below[::-1], "linear"),
+    ):
         axes = [figure.axes[0] for figure in in_panels("loss", lines(values), draw).values()]
         assert {one.get_yscale() for one in axes} == {scale}
         assert len({one.get_ylim() for one in axes}) == 1

@@ -83,6 +83,32 @@ def test_the_page_has_every_method_and_tau_and_escapes_names(runs, tmp_path, cap
     assert "bpd_fixed_small / fd_classifier" in capsys.readouterr().out
 
 
+def test_methods_with_other_options_are_not_warned_of_as_if_averaged(runs, tmp_path, capsys) -> None:
+    main([*map(str, runs), f"--out={tmp_path / 'page.html'}"])
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_what_makes_the_runs_incomparable_is_said_in_the_text_too(runs, make_run, results, tmp_path, capsys) -> None:
+    tree = load_run(runs[0]).results | {"commit": "0123456", "seed": 2}
+    main([*map(str, [*runs, make_run("a-2", **tree)]), f"--out={tmp_path / 'page.html'}"])
+    assert "WARNING: different commits" in capsys.readouterr().out
+
+
+def test_two_runs_that_a_ranking_could_not_tell_apart_are_refused(runs, make_run) -> None:
+    again = make_run("elsewhere/a-0", **load_run(runs[0]).results)
+    with pytest.raises(UserError, match="both called a, with the same seed"):
+        pitfalls.study([load_run(run) for run in [*runs, again]])
+
+
+def test_runs_of_one_task_are_refused(make_run, results) -> None:
+    short = results()
+    for score in short["scores"].values():
+        score["union"], score["matrix"] = score["union"][:1], [row[:1] for row in score["matrix"][:1]]
+    runs = [load_run(make_run(f"{m}-0", tasks=short["tasks"][:1], scores=short["scores"])) for m in "abc"]
+    with pytest.raises(UserError, match="runs of two or more"):
+        pitfalls.study(runs)
+
+
 @pytest.mark.parametrize(
     ("pick", "message"),
     [(slice(0, 2), "three or more"), (slice(0, 0), "bits/dim")],

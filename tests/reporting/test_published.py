@@ -128,7 +128,8 @@ def test_every_value_says_what_is_not_known_of_it():
 def test_the_same_protocol_has_no_differences():
     assert protocol_differences(entry(), record()) == []
     assert protocol_differences(entry(method="joint"), record("joint")) == []
-    assert protocol_differences(entry("cifar10"), record(dataset="cifar10:3.0.2")) == []
+    for side in (0, 32):
+        assert protocol_differences(entry("cifar10"), record(dataset="cifar10:3.0.2", data__image_size=side)) == []
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,16 @@ def test_each_departure_has_its_phrase(changes, phrase):
     assert protocol_differences(entry(), record(**changes))[:1] == [phrase]
     if "groups" not in changes:
         assert len(protocol_differences(entry(), record(**changes))) == 1
+
+
+def test_cifar10_of_another_size_is_another_protocol():
+    tree = record(dataset="cifar10", data__image_size=64)
+    assert protocol_differences(entry("cifar10"), tree) == ["64x64 images instead of 32x32 images"]
+    assert "61.2" not in published_cell(tree | {"method": "gd"}, "fid", "average")
+
+
+def test_what_an_epoch_of_joint_training_is_stays_open():
+    assert any("an epoch of joint training" in line for line in unstated("cifar10", ["joint"]))
 
 
 def test_the_last_tasks_alone_are_not_the_first_ones():

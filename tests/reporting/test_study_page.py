@@ -96,12 +96,13 @@ def test_the_table_has_means_errors_and_every_seed(make_study, scored) -> None:
 
 def test_the_table_has_the_cost_of_training(make_study) -> None:
     doubled = [{"task": 1, "phase": "train", "seconds": 72.0, "steps": 600, "images": 57600, "model_flops": 4.8e12}]
-    workdir = make_study({"gd": [{}, {"cost": doubled}]})
+    known = {"forward_flops": 1e6, "config": {"train": {"batch_size": 100}}}
+    workdir = make_study({"gd": [known, {"cost": doubled, **known}]})
     write_study(workdir)
     found = row(workdir, score="recall", summary="average")
     # Of the hand-made run: two phases of training, 16 and 20 s, 300 steps and 28,800 images each.
     assert float(found["training_seconds"]) == (36 + 72) / 2
-    assert float(found["training_steps"]) == 600
+    assert float(found["training_passes"]) == (24_000 + 48_000) / 2
     assert float(found["training_images"]) == 57600
     assert float(found["training_model_flops"]) == (2.4e12 + 4.8e12) / 2
     assert float(found["evaluation_seconds"]) == 8
