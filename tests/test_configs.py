@@ -235,7 +235,7 @@ def test_small_is_reduced_and_needs_no_inception(made: Made, file: str, before: 
 
 
 def test_small_is_the_run_whose_results_are_kept(made: Made) -> None:
-    kept = json.loads((ROOT / "results" / "fashion_mnist_small" / "gd-0.json").read_text())["config"]
+    kept = json.loads((ROOT / "results" / "fashion-mnist-small" / "gd-0.json").read_text())["config"]
     facts = {key: tuple(v) if isinstance(v, list) else v for key, v in flatten(kept).items() if key != "data.dir"}
     assert among(made("fashion_mnist", "gd,small"), facts) == facts
 
