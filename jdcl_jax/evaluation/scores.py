@@ -148,12 +148,14 @@ SCORES: dict[str, Score] = {
         ("fid", "kid", "precision_inception", "recall_inception"),
     ),
     "kld": CoverageScore(
-        f"KL(true || predicted) of class histograms in nats, half a count added to each predicted class; {_PER_TASK}",
+        f"KL(true || predicted) of class histograms in nats, half a count added to each predicted class; {_PER_TASK}, "
+        "negative where its classes are made too often",
         True,
         coverage.kld_by_class,
     ),
     "kld_epsilon": CoverageScore(
-        f"KL(true || predicted) of class histograms in nats, 1e-8 added to every share; {_PER_TASK}",
+        f"KL(true || predicted) of class histograms in nats, 1e-8 added to every share; {_PER_TASK}, "
+        "negative where its classes are made too often",
         True,
         coverage.kld_epsilon_by_class,
     ),
