@@ -103,7 +103,7 @@ BAD_CONFIGS = {
     "no classifier": (f"--config={DIGITS}:evaluation.classifier.channels=()", "evaluation.classifier.channels is ()"),
     "a classifier of words": (f"--config={DIGITS}:evaluation.classifier.channels=('a',)", "write one positive"),
     "huge images": (f"--config={DIGITS}:data.image_size=100000", "data.image_size is 100000"),
-    "huge store": (f"--config={DIGITS}:gd,method.replay=stored,method.stored_per_class=100000000000", "GiB of images"),
+    "huge store": (f"--config={DIGITS}:gd,method.replay=stored,method.stored_per_class=1{'0' * 99}", "GiB of images"),
     "huge calls": (f"--config={DIGITS}:train.steps_per_call=1000000000", "write train.steps_per_call=300"),
     "no score": (f"--config={DIGITS}:evaluation.scores=()", "evaluation.scores is empty"),
     "more tasks than classes": (f"--config={DIGITS}:tasks.num_tasks=11", "num_tasks is 11 with 10 classes"),

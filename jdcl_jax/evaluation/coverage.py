@@ -53,7 +53,7 @@ def kld_by_class(true_counts: np.ndarray, predicted_counts: np.ndarray) -> np.nd
 def kld_epsilon_by_class(true_counts: np.ndarray, predicted_counts: np.ndarray) -> np.ndarray:
     """The same with 1e-8 added to every share of both histograms, as arXiv 2311.14028 has it [code].
 
-    It does not depend on how many images there are, and a class that is never generated costs its share times 16 to 18.
+    It does not depend on how many images there are. A class of share p that is never generated costs p log(1e8 p).
     """
     true, predicted = (_shares(counts) + 1e-8 for counts in (true_counts, predicted_counts))
     return true * np.log(true / predicted)

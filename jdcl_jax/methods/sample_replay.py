@@ -56,7 +56,7 @@ class SampleReplay(TeacherMethod):
         size = self._capacity() * math.prod(self.setup.image_shape) if self.stored else 0  # bytes
         if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
             raise UserError(
-                f"method.stored_per_class is {self.options['stored_per_class']}: {size / 2**30:,.0f} GiB of images, "
+                f"method.stored_per_class is {self.options['stored_per_class']}: {size // 2**30:,} GiB of images, "
                 "more than this machine's memory; write less"
             )
 

@@ -16,11 +16,21 @@ from jdcl_jax.reporting.compare import Mean, mean_of
 from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.formats import number
 from jdcl_jax.reporting.runs import Run, load_run
-from jdcl_jax.reporting.study_runs import Member
 from jdcl_jax.reporting.table import text_table
 
 BOUNDS = ("bpd_fixed_small", "bpd_fixed_large")
-RANKED = (*BOUNDS, "eps_mse", "fid", "fd_classifier", "kid", "kd_classifier", "kld", "ard", "recall_classifier")
+RANKED = (
+    *BOUNDS,
+    "eps_mse",
+    "fid",
+    "fd_classifier",
+    "kid",
+    "kd_classifier",
+    "kld",
+    "kld_epsilon",
+    "ard",
+    "recall_classifier",
+)
 WEIGHTS = (0.5, 0.1, 0.01, 0.001)
 LATE = 0.5  # "late" timesteps are t >= T / 2
 
@@ -52,6 +62,17 @@ class Pitfalls:
     method_gap: float
     mixture: Mapping[float, tuple[float, float]]
     dims: int
+
+
+@dataclass(frozen=True)
+class Ranked(Run):
+    """A run that is called what it is ranked as, so that its options tell it from others of its method."""
+
+    label: str = ""
+
+    @property
+    def method(self) -> str:
+        return self.label
 
 
 def label_of(run: Run) -> str:
@@ -216,13 +237,9 @@ def write_pitfalls(workdirs: Sequence[str | os.PathLike[str]], out: str | os.Pat
     """
     if Path(out).suffix.lower() not in (".html", ".htm"):
         raise UserError(f"the study is a page: {out} does not end in .html; write e.g. --out=pitfalls.html")
-    runs = [_named(load_run(workdir)) for workdir in workdirs]
-    found, warnings = study(runs), differences.warnings(runs)
+    runs = [load_run(workdir) for workdir in workdirs]
+    found = study(runs)
+    warnings = differences.warnings([Ranked(run.path, run.results, label_of(run)) for run in runs])
     title = f"Pitfalls of bits/dim: {len(found.methods)} methods on {runs[0].dataset}"
     write_bytes(out, html.page("pitfalls.html", title=title, pitfalls=context(found), warnings=warnings))
     return "\n".join([*(f"WARNING: {line}" for line in warnings), text(found)])
-
-
-def _named(run: Run) -> Member:
-    """The run as what it is ranked as, so that its options tell it from others of its method."""
-    return Member(run.path, run.results, label=label_of(run))

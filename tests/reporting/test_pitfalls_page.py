@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jdcl_jax.errors import UserError
+from jdcl_jax.evaluation.scores import SCORES
 from jdcl_jax.pitfalls import main
 from jdcl_jax.reporting import pitfalls
 from jdcl_jax.reporting.runs import load_run
@@ -91,7 +92,13 @@ def test_methods_with_other_options_are_not_warned_of_as_if_averaged(runs, tmp_p
 def test_what_makes_the_runs_incomparable_is_said_in_the_text_too(runs, make_run, results, tmp_path, capsys) -> None:
     tree = load_run(runs[0]).results | {"commit": "0123456", "seed": 2}
     main([*map(str, [*runs, make_run("a-2", **tree)]), f"--out={tmp_path / 'page.html'}"])
-    assert "WARNING: different commits" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "WARNING: different commits" in text
+    assert str(runs[0]) in text  # folders of one name in two studies can be told apart
+
+
+def test_every_score_of_classes_and_distances_is_ranked() -> None:
+    assert set(pitfalls.RANKED) >= {name for name, score in SCORES.items() if score.lower_is_better}
 
 
 def test_two_runs_that_a_ranking_could_not_tell_apart_are_refused(runs, make_run) -> None:
