@@ -206,13 +206,13 @@ def _check_recorded(workdir: Path, runs: Sequence[PlannedRun]) -> None:
 
     Seeds of a method have the same config; two methods have not.
     """
-    planned = [(run.spec, _seedless(_plain(run.config))) for run in runs]
+    planned = {run.spec: _seedless(_plain(run.config)) for run in runs}
     for entry in (read_record(workdir) or {"runs": []})["runs"]:
         file = workdir / entry["folder"] / "config.json"
         if not file.exists():
             continue
         old = _seedless(flatten(read_json(file)))
-        for spec, config in planned:
+        for spec, config in planned.items():
             same, different = spec.slug == entry["slug"], differing_keys(old, config)
             if same and different:
                 raise UserError(
@@ -322,13 +322,14 @@ def measure_structure(plan: Plan, *, say: Callable[[str], None]) -> list[Failure
       UserError: the workdir can't be written.
     """
     numbers = plan.workdir / STRUCTURE
-    finished = (run for run in plan.runs if Workdir(run.folder, run.config).finished_results() is not None)
-    if numbers.exists() or (run := next(finished, None)) is None:
+    results = ((run, Workdir(run.folder, run.config).finished_results()) for run in plan.runs)
+    first = next(((run, found) for run, found in results if found is not None), None)
+    if numbers.exists() or first is None:
         return []
-    parameters = json.loads((run.folder / "results.json").read_text())["parameters"]
-    images = min(MOST_GRADIENTS, fitting(parameters))
+    run, found = first
+    images = min(MOST_GRADIENTS, fitting(found["parameters"]))
     if images < FEWEST_GRADIENTS:
-        say(f"gradients of {parameters:,} numbers are too large to say how near to rank 1 their Fisher is")
+        say(f"gradients of {found['parameters']:,} numbers are too large to say how near to rank 1 their Fisher is")
         return []
     words = [f"--workdir={run.folder}", "--task=1", f"--images={images}", f"--out={numbers.with_suffix('.png')}"]
     command = [sys.executable, "-m", "jdcl_jax.fisher", *words]

@@ -141,10 +141,7 @@ def _validate_diffusion(config: ml_collections.ConfigDict) -> None:
 
 def _validate_model(config: ml_collections.ConfigDict) -> None:
     model = config.model
-    if not model.channels or any(type(c) is not int or c < 1 for c in model.channels):
-        raise UserError(
-            f"model.channels is {model.channels}; write one positive whole number per level, such as (64, 128)"
-        )
+    _check_widths(config, "model.channels")
     for width in model.channels:
         if width % model.groups:
             raise UserError(
@@ -156,6 +153,12 @@ def _validate_model(config: ml_collections.ConfigDict) -> None:
         raise UserError("model.heads has no effect beside model.head_channels; write model.head_channels=0 as well")
     if config.data.image_size:
         check_image_size(config, config.data.image_size)
+
+
+def _check_widths(config: ml_collections.ConfigDict, key: str) -> None:
+    widths = _get(config, key)
+    if not widths or any(type(width) is not int or width < 1 for width in widths):
+        raise UserError(f"{key} is {widths}; write one positive whole number per level, such as (32, 64)")
 
 
 def _check_heads(config: ml_collections.ConfigDict, size: int) -> None:
@@ -221,11 +224,7 @@ def _validate_evaluation(config: ml_collections.ConfigDict) -> None:
     evaluation = config.evaluation
     if evaluation.weights == "ema" and config.train.ema == 0:
         raise UserError("evaluation.weights=ema needs an average; write train.ema=0.999 or evaluation.weights=raw")
-    channels = evaluation.classifier.channels
-    if not channels or any(type(c) is not int or c < 1 for c in channels):
-        raise UserError(
-            f"evaluation.classifier.channels is {channels}; write one positive whole number per stage, such as (32, 64)"
-        )
+    _check_widths(config, "evaluation.classifier.channels")
     if not evaluation.scores:
         raise UserError(f"evaluation.scores is empty; write some of {', '.join(SCORES)}")
     scores = select(evaluation.scores)

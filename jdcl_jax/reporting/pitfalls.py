@@ -15,7 +15,7 @@ from jdcl_jax.reporting import differences, html
 from jdcl_jax.reporting.compare import Mean, mean_of
 from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.formats import number
-from jdcl_jax.reporting.runs import Run, load_run
+from jdcl_jax.reporting.runs import Labelled, Run, load_run
 from jdcl_jax.reporting.table import text_table
 
 BOUNDS = ("bpd_fixed_small", "bpd_fixed_large")
@@ -64,20 +64,9 @@ class Pitfalls:
     dims: int
 
 
-@dataclass(frozen=True)
-class Ranked(Run):
-    """A run that is called what it is ranked as, so that its options tell it from others of its method."""
-
-    label: str = ""
-
-    @property
-    def method(self) -> str:
-        return self.label
-
-
 def label_of(run: Run) -> str:
     """What stands for the method with its options: its name in a study, else the folder's without the seed."""
-    return getattr(run, "label", "") or run.path.resolve().name.removesuffix(f"-{run.seed}")
+    return run.label if isinstance(run, Labelled) else run.path.resolve().name.removesuffix(f"-{run.seed}")
 
 
 def study(runs: Sequence[Run]) -> Pitfalls:
@@ -237,9 +226,8 @@ def write_pitfalls(workdirs: Sequence[str | os.PathLike[str]], out: str | os.Pat
     """
     if Path(out).suffix.lower() not in (".html", ".htm"):
         raise UserError(f"the study is a page: {out} does not end in .html; write e.g. --out=pitfalls.html")
-    runs = [load_run(workdir) for workdir in workdirs]
-    found = study(runs)
-    warnings = differences.warnings([Ranked(run.path, run.results, label_of(run)) for run in runs])
+    runs = [Labelled(run.path, run.results, label_of(run)) for run in map(load_run, workdirs)]
+    found, warnings = study(runs), differences.warnings(runs)
     title = f"Pitfalls of bits/dim: {len(found.methods)} methods on {runs[0].dataset}"
     write_bytes(out, html.page("pitfalls.html", title=title, pitfalls=context(found), warnings=warnings))
     return "\n".join([*(f"WARNING: {line}" for line in warnings), text(found)])

@@ -104,6 +104,17 @@ class Run:
         return {name: found[name] for name in sorted(found, key=_by_number) if found[name].startswith(PNG_SIGNATURE)}
 
 
+@dataclass(frozen=True)
+class Labelled(Run):
+    """A run whose method is called `label`, so that its options tell it from others of that method."""
+
+    label: str = ""
+
+    @property
+    def method(self) -> str:
+        return self.label
+
+
 def _by_number(name: str) -> list[str | int]:
     """A key that puts task_2 before task_10: text and numbers by turns, text first."""
     pieces = re.split(r"([0-9]+)", name)

@@ -13,7 +13,7 @@ import numpy as np
 from jdcl_jax.errors import UserError
 from jdcl_jax.reporting import timesteps
 from jdcl_jax.reporting.compare import Group
-from jdcl_jax.reporting.runs import Run, Score, Summary, load_run, parse_scores
+from jdcl_jax.reporting.runs import Labelled, Score, Summary, load_run, parse_scores
 
 RECORD, FORMAT = "study.json", 1
 STRUCTURE = "figures/structure.json"
@@ -41,15 +41,10 @@ SCORE_GROUPS = {
 
 
 @dataclass(frozen=True)
-class Member(Run):
+class Member(Labelled):
     """A run of a study: its method is called as it was written on the command line, and it is named by its folder."""
 
-    label: str = ""
     slug: str = ""
-
-    @property
-    def method(self) -> str:
-        return self.label
 
     @property
     def name(self) -> str:
