@@ -22,6 +22,7 @@ setuptools.setup(
         "array_record",
         "chex",
         "clu",
+        "dm-pix",
         "flax>=0.12",
         "importlib_resources",  # tensorflow-datasets needs it and does not say so
         "jax>=0.10",

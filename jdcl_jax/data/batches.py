@@ -14,11 +14,15 @@ ROUNDS = 6
 
 @flax.struct.dataclass
 class Examples:
-    """A batch: image float32 [B, H, W, C] in [-1, 1], label int32 [B], and one PRNG key per example [B]."""
+    """A batch: image float32 [B, H, W, C] in [-1, 1], label int32 [B], and one PRNG key per example [B].
+
+    `original` is the image before it was augmented; None where it was not.
+    """
 
     image: jax.Array
     label: jax.Array
     key: jax.Array
+    original: jax.Array | None = None
 
 
 def _mix(x: jax.Array, key: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ GD_ORDERS = {
 SIZES = re.compile(r"\d+(x\d+)?(\+\d+(x\d+)?)*", re.ASCII)
 NUMBERS = re.compile(r"\d+(,\d+)*", re.ASCII)
 # What a random stream is for, so that one seed never serves two purposes.
-ORDER_STREAM, VALIDATION_STREAM = 1, 2
+ORDER_STREAM, VALIDATION_STREAM, LABEL_STREAM = 1, 2, 3
 
 Groups = tuple[tuple[int, ...], ...]
 

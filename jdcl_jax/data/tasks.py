@@ -3,12 +3,13 @@
 Tasks count from 1 in every message and from 0 in every index.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from jdcl_jax.data.arrays import Dataset, Split
 from jdcl_jax.data.groups import VALIDATION_STREAM, Groups, random_stream, task_groups
+from jdcl_jax.data.labels import hide_labels
 from jdcl_jax.errors import UserError
 
 __all__ = ["TaskSequence", "TaskSplit", "task_groups", "task_sequence"]
@@ -48,7 +49,8 @@ class TaskSplit:
 class TaskSequence:
     """The classes of each task, the names of *all* the data set's classes, and the images.
 
-    `validation` is held out of the data set's training images; `test` is its test split.
+    `validation` is held out of the data set's training images; `test` is its test split. A training label that is not
+    known is -1.
     """
 
     groups: Groups
@@ -56,9 +58,13 @@ class TaskSequence:
     train: TaskSplit
     validation: TaskSplit
     test: TaskSplit
+    true_train_labels: np.ndarray
+    """All labels of the training images, int32 [N], for what measures and never for what learns."""
 
 
-def task_sequence(dataset: Dataset, groups: Groups, *, validation: float = 0.1, seed: int = 0) -> TaskSequence:
+def task_sequence(
+    dataset: Dataset, groups: Groups, *, validation: float = 0.1, label_fraction: float = 1.0, seed: int = 0
+) -> TaskSequence:
     """Sorts a data set's images into tasks and holds validation images out of training.
 
     Of each class's n training images, round(n * validation), at least 1, become validation images.
@@ -69,7 +75,8 @@ def task_sequence(dataset: Dataset, groups: Groups, *, validation: float = 0.1, 
       dataset: Where the images come from.
       groups: The classes of each task, as from `task_groups`; classes in none are left out.
       validation: Share of each class's training images, 0 <= validation < 1; 0 holds none out.
-      seed: Seed of the choice of validation images.
+      label_fraction: Share of each class's training labels that is known; the others become -1 (see `hide_labels`).
+      seed: Seed of the choice of validation images and known labels.
 
     Raises:
       UserError: `validation` is no such share, a class is in two tasks or does not exist, or a
@@ -87,12 +94,14 @@ def task_sequence(dataset: Dataset, groups: Groups, *, validation: float = 0.1, 
             validation_rows.append(rows[held_out])
             test_rows.append(np.flatnonzero(dataset.test.labels == c))
             _check_class(dataset, task, c, len(train_rows[-1]), len(test_rows[-1]), validation)
+    train = _task_split(dataset.train, groups, train_rows)
     return TaskSequence(
         groups,
         dataset.class_names,
-        _task_split(dataset.train, groups, train_rows),
+        replace(train, labels=hide_labels(train.labels, label_fraction, seed)),
         _task_split(dataset.train, groups, validation_rows),
         _task_split(dataset.test, groups, test_rows),
+        train.labels,
     )
 
 

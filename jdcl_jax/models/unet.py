@@ -6,6 +6,7 @@ parameters for Fashion-MNIST and 35,746,307 for CIFAR-10.
 """
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,11 @@ import jax.numpy as jnp
 from jdcl_jax.models.attention import attention
 from jdcl_jax.models.layers import Conv, GroupNorm
 from jdcl_jax.models.normalization import silu
+
+Features = tuple[jax.Array, ...]
+"""The output of every encoder layer, in order, and last that of the middle block; [B, h, w, c] each."""
+
+Edit = Callable[[Features], Features]
 
 
 def timestep_embedding(t: jax.Array, width: int) -> jax.Array:
@@ -118,9 +124,13 @@ class UNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     form: str | None = None
 
-    @nn.compact
     def __call__(
-        self, x: jax.Array, t: jax.Array, labels: jax.Array | None = None, keys: jax.Array | None = None
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        labels: jax.Array | None = None,
+        keys: jax.Array | None = None,
+        edit: Edit | None = None,
     ) -> jax.Array:
         """Predicts eps, x_0 or v from x_t.
 
@@ -129,20 +139,33 @@ class UNet(nn.Module):
           t: int [B], timesteps 0..T-1.
           labels: int [B], needed exactly if `num_classes` > 0.
           keys: PRNG keys [B], one per example, for dropout; None (the default) turns dropout off.
+          edit: changes what the decoder sees of the encoder's and the middle block's features.
 
         Returns: float32 [B, H, W, out_channels].
         """
-        emb = self._embed(t, labels)
-        layer_keys = _LayerKeys(keys)
-        h = Conv(self.channels[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
-        h, skips = self._down(h, emb, layer_keys)
-        h = self._res(self.channels[-1], "mid_res1")(h, emb, layer_keys.next())
-        h = self._attention(h, "mid_attention")
-        h = self._res(self.channels[-1], "mid_res2")(h, emb, layer_keys.next())
+        (out,) = self._layers(x, t, labels, keys, edit or (lambda features: features))
+        return out
+
+    def features(
+        self, x: jax.Array, t: jax.Array, labels: jax.Array | None = None, keys: jax.Array | None = None
+    ) -> Features:
+        """What encoder and middle block make of x_t; no decoder is run. Arguments as of a call."""
+        return self._layers(x, t, labels, keys, None)
+
+    @nn.compact
+    def _layers(
+        self, x: jax.Array, t: jax.Array, labels: jax.Array | None, keys: jax.Array | None, edit: Edit | None
+    ) -> tuple[jax.Array, ...]:
+        """The features, or where there is an `edit`, the output alone."""
+        emb, layer_keys = self._embed(t, labels), _LayerKeys(keys)
+        features = self._encode(x, emb, layer_keys)
+        if edit is None:
+            return features
+        *skips, h = edit(features)
         h = self._up(h, skips, emb, layer_keys)
         h = GroupNorm(self.groups, act=silu, name="norm_out")(h)
         out = Conv(self.out_channels, dtype=self.dtype, name="conv_out")(h)
-        return out.astype(jnp.float32)
+        return (out.astype(jnp.float32),)
 
     def _embed(self, t: jax.Array, labels: jax.Array | None) -> jax.Array:
         if (labels is not None) != (self.num_classes > 0):
@@ -162,18 +185,25 @@ class UNet(nn.Module):
         heads = h.shape[-1] // self.head_channels if self.head_channels else self.heads
         return SelfAttention(self.groups, heads, self.dtype, self.form, name=name)(h)
 
-    def _down(self, h: jax.Array, emb: jax.Array, keys: "_LayerKeys") -> tuple[jax.Array, list[jax.Array]]:
-        skips = [h]
+    def _encode(self, x: jax.Array, emb: jax.Array, keys: "_LayerKeys") -> Features:
+        h = Conv(self.channels[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
+        outputs = self._down(h, emb, keys)
+        h = self._res(self.channels[-1], "mid_res1")(outputs[-1], emb, keys.next())
+        h = self._attention(h, "mid_attention")
+        return (*outputs, self._res(self.channels[-1], "mid_res2")(h, emb, keys.next()))
+
+    def _down(self, h: jax.Array, emb: jax.Array, keys: "_LayerKeys") -> list[jax.Array]:
+        outputs = [h]
         for level, features in enumerate(self.channels):
             for block in range(self.layers_per_block):
                 h = self._res(features, f"down{level}_res{block}")(h, emb, keys.next())
                 if h.shape[1] in self.attention_resolutions:
                     h = self._attention(h, f"down{level}_attention{block}")
-                skips.append(h)
+                outputs.append(h)
             if level < len(self.channels) - 1:
                 h = Conv(features, strides=2, dtype=self.dtype, name=f"down{level}_sample")(h)
-                skips.append(h)
-        return h, skips
+                outputs.append(h)
+        return outputs
 
     def _up(self, h: jax.Array, skips: list[jax.Array], emb: jax.Array, keys: "_LayerKeys") -> jax.Array:
         for level in reversed(range(len(self.channels))):

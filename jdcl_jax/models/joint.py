@@ -1,0 +1,149 @@
+"""One network that generates and classifies: a UNet, and a classifier on its pooled features.
+
+Arrays are all in one tree. Without a classifier it is the UNet's own; else {"unet": ..., "head": ...}, and with a
+separate classifier "encoder", which has the shapes of the UNet's encoder and middle block and shares nothing with it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jdcl_jax.keys import fold_name, subkeys
+from jdcl_jax.models.unet import Features, UNet, example_dropout
+
+KINDS = ("none", "joint", "separate")
+
+Params = Any
+
+
+def pool(features: Sequence[jax.Array]) -> jax.Array:
+    """The mean of every feature map over its pixels, all in a row: float32 [B, F] (arXiv 2411.08224 [code])."""
+    return jnp.concatenate([jnp.mean(h.astype(jnp.float32), axis=(1, 2)) for h in features], axis=-1)
+
+
+class ClassHead(nn.Module):
+    """Linear, LeakyReLU (.2), dropout, Linear (arXiv 2411.08224 [code]); computes in float32.
+
+    Attributes:
+      num_classes: C, one logit for every class of the data set; no task has a mask or a head of its own.
+      hidden: width of the first layer.
+      dropout: rate; active only when `keys` is given.
+    """
+
+    num_classes: int
+    hidden: int = 1024
+    dropout: float = 0.1
+
+    @nn.compact
+    def __call__(self, pooled: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """Pooled features [B, F] -> logits float32 [B, C]; `keys` [B], one per example."""
+        h = nn.leaky_relu(nn.Dense(self.hidden, name="hidden")(pooled), 0.2)
+        if keys is not None and self.dropout > 0:
+            h = example_dropout(h, self.dropout, keys)
+        return nn.Dense(self.num_classes, name="logits")(h)
+
+
+@dataclass(frozen=True)
+class JointNetwork:
+    """Pure functions of (params, arrays); it holds no arrays itself.
+
+    Attributes:
+      unet: the denoiser.
+      head: the classifier's, or None where there is none.
+      separate: the classifier has an encoder of its own, so that only the head's input differs from a joint one.
+    """
+
+    unet: UNet
+    head: ClassHead | None = None
+    separate: bool = False
+
+    def init(self, key: jax.Array, image_shape: tuple[int, ...]) -> Params:
+        """Parameters before any training; the UNet's are the same with and without a classifier."""
+        images, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
+        labels = t if self.unet.num_classes else None
+        unet = self.unet.init(key, images, t, labels)["params"]
+        if self.head is None:
+            return unet
+        pooled = jnp.zeros((1, self.num_features(image_shape)))
+        params = {"unet": unet, "head": self.head.init(fold_name(key, "head"), pooled)["params"]}
+        if self.separate:
+            own = self.unet.init(fold_name(key, "encoder"), images, t, labels, method=UNet.features)
+            params["encoder"] = own["params"]
+        return params
+
+    def num_features(self, image_shape: tuple[int, ...]) -> int:
+        """F, how many pooled features there are: 3,712 of the CIFAR network."""
+        x, t = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+        labels = t if self.unet.num_classes else None
+        found = jax.eval_shape(
+            lambda *args: self.unet.init_with_output(jax.random.key(0), *args, method=UNet.features), x, t, labels
+        )[0]
+        return sum(h.shape[-1] for h in found)
+
+    def denoise(
+        self, params: Params, x_t: jax.Array, t: jax.Array, labels: jax.Array | None, keys: jax.Array | None
+    ) -> jax.Array:
+        """The denoiser's output, float32 [B, H, W, C]; see `UNet`."""
+        return jnp.asarray(self.unet.apply({"params": self._unet(params)}, x_t, t, labels, keys))
+
+    def pooled(self, params: Params, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """The denoiser's own pooled features of clean images [B, H, W, C] in [-1, 1] at t = 0, float32 [B, F]."""
+        return self._pooled(self._unet(params), images, keys)
+
+    def classify(self, params: Params, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """Logits float32 [B, C] of clean images [B, H, W, C] in [-1, 1], by the encoder alone.
+
+        Args:
+          params: the network's.
+          images: clean; the timestep is 0.
+          keys: [B], one per example, for dropout; None: no dropout.
+        """
+        assert self.head is not None, "this network has no classifier"
+        encoder = params["encoder"] if self.separate else params["unet"]
+        pooled = self._pooled(encoder, images, keys)
+        last = None if keys is None else subkeys(keys, "head")
+        return jnp.asarray(self.head.apply({"params": params["head"]}, pooled, last))
+
+    def denoise_towards(
+        self, params: Params, x_t: jax.Array, t: jax.Array, classes: jax.Array, scale: float
+    ) -> jax.Array:
+        """The denoiser's output after its features moved up the gradient of log p(class), float32 [B, H, W, C].
+
+        All features h that the classifier pools become h + scale * d log p(y | h) / dh before the decoder reads them
+        (joint diffusion models, arXiv 2301.13622 [code]). The gradient of a pooled map is the same for all its pixels.
+
+        Args:
+          params: the network's, with a classifier that is not separate.
+          x_t: [B, H, W, C].
+          t: int [B].
+          classes: int [B], 0..C-1.
+          scale: of the gradient with respect to the pooled features; 0 changes nothing.
+        """
+        assert self.head is not None
+        assert not self.separate, "a separate classifier does not read the denoiser's features"
+        head = self.head
+
+        def log_likelihood(pooled: jax.Array) -> jax.Array:
+            log_p = jax.nn.log_softmax(jnp.asarray(head.apply({"params": params["head"]}, pooled)))
+            return jnp.sum(jnp.take_along_axis(log_p, classes[:, None], axis=1))
+
+        def edit(features: Features) -> Features:
+            gradient = jax.grad(log_likelihood)(pool(features))
+            ends = [sum(h.shape[-1] for h in features[: i + 1]) for i in range(len(features) - 1)]
+            moves = jnp.split(scale * gradient, ends, axis=-1)
+            return tuple(h + move[:, None, None, :].astype(h.dtype) for h, move in zip(features, moves, strict=True))
+
+        return jnp.asarray(self.unet.apply({"params": params["unet"]}, x_t, t, None, None, edit))
+
+    def _unet(self, params: Params) -> Params:
+        return params if self.head is None else params["unet"]
+
+    def _pooled(self, encoder: Params, images: jax.Array, keys: jax.Array | None) -> jax.Array:
+        clean = jnp.zeros(images.shape[0], jnp.int32)
+        labels = clean + self.unet.num_classes if self.unet.num_classes else None
+        features: Any = self.unet.apply({"params": encoder}, images, clean, labels, keys, method=UNet.features)
+        return pool(features)
