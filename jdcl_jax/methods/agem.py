@@ -6,7 +6,7 @@ import jax
 
 from jdcl_jax.data.batches import Examples
 from jdcl_jax.methods import rehearsal
-from jdcl_jax.methods.denoising import denoising_losses, plain_phase
+from jdcl_jax.methods.denoising import joint_losses, plain_phase
 from jdcl_jax.methods.method import Phase
 from jdcl_jax.training.gradients import Loss, without_conflict
 from jdcl_jax.training.state import Context, PyTree
@@ -29,14 +29,23 @@ class AGEM(rehearsal.BufferMethod):
                 params: PyTree, batch: dict[str, Examples], context: Context
             ) -> tuple[jax.Array, dict[str, jax.Array]]:
                 del context
-                (value,) = denoising_losses(self.setup, params, [batch[name]])
+                (value,) = joint_losses(self.setup, params, [batch[name]])
                 return value, {f"loss_{name}": value}
 
             return loss
 
         streams = {"current": self.current_stream(), "buffer": self.buffer_stream(self.setup.batch_size)}
         gradient = without_conflict(loss_on("current"), loss_on("buffer"))
-        return [Phase("project", None, streams, self.setup.steps[task], passes=6, gradient=gradient)]
+        return [
+            Phase(
+                "project",
+                None,
+                streams,
+                self.setup.steps[task],
+                passes=2 * (3 + self.setup.class_passes),
+                gradient=gradient,
+            )
+        ]
 
 
 METHODS = {"agem": (AGEM, DEFAULTS)}

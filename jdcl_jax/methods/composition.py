@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,8 +78,14 @@ class Penalised(Method):
             tracked = {**tracked, **own}
         return tracked
 
+    def start(self, memory: Memory, task: int, phase: Phase) -> PyTree | None:
+        return self.base.start(memory, task, phase)
+
     def end_phase(self, memory: Memory, learned: Learned, task: int, phase: Phase) -> Memory:
         return self.base.end_phase(memory, learned, task, phase)
+
+    def facts(self, memory: Memory, task: int, phase: Phase) -> dict[str, Any]:
+        return self.base.facts(memory, task, phase)
 
     def end_task(self, memory: Memory, learned: Learned, task: int) -> Memory:
         kept = memory[MEMORY]

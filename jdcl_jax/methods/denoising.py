@@ -1,10 +1,11 @@
-"""The denoising loss, which all methods share, and the pieces it is made of."""
+"""The losses that all methods share, of denoising and of classifying, and the pieces they are made of."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jdcl_jax.data.batches import Examples
 from jdcl_jax.diffusion.process import prediction_target, q_sample, squared_error
@@ -28,7 +29,7 @@ class Noised(NamedTuple):
 def noise_examples(setup: Setup, examples: Examples, law: TimestepLaw | None = None) -> Noised:
     """Noises each example at its own t, drawn from its own key: uniform on 0..T-1, or by another law.
 
-    Labels of a conditional denoiser become "no class" with probability `label_dropout`.
+    Labels of a conditional denoiser become "no class" with probability `label_dropout`, and where they are not known.
     """
     t = draw_timesteps(law or TimestepLaw(setup.schedule.timesteps), subkeys(examples.key, "t"))
     eps = example_normal(subkeys(examples.key, "eps"), setup.image_shape)
@@ -42,7 +43,11 @@ def network_labels(setup: Setup, examples: Examples) -> jax.Array | None:
     if setup.num_classes == 0:
         return None
     drop = jax.vmap(lambda key: jax.random.bernoulli(key, setup.label_dropout))(subkeys(examples.key, "label"))
-    return jnp.where(drop, setup.num_classes, examples.label)
+    return jnp.where(drop | (examples.label < 0), setup.num_classes, examples.label)
+
+
+def _together(arrays: Sequence[jax.Array]) -> jax.Array:
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays)
 
 
 def match(setup: Setup, params: PyTree, parts: Sequence[tuple[Noised, jax.Array, jax.Array]]) -> list[jax.Array]:
@@ -54,19 +59,23 @@ def match(setup: Setup, params: PyTree, parts: Sequence[tuple[Noised, jax.Array,
       parts: (noised examples, target [B, H, W, C], keys [B]) each; all go through the network in one pass.
     """
     noised, _, keys = (list(column) for column in zip(*parts, strict=True))
-
-    def together(arrays: list[jax.Array]) -> jax.Array:
-        return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays)
-
-    labels = together([n.labels for n in noised]) if noised[0].labels is not None else None
-    dropout = subkeys(together(keys), "dropout")
-    output = setup.apply(params, together([n.x_t for n in noised]), together([n.t for n in noised]), labels, dropout)
+    labels = _together([n.labels for n in noised]) if noised[0].labels is not None else None
+    dropout = subkeys(_together(keys), "dropout")
+    output = setup.apply(params, _together([n.x_t for n in noised]), _together([n.t for n in noised]), labels, dropout)
     losses, first = [], 0
     for part, target, _ in parts:
         last = first + len(part.t)
         losses.append(jnp.mean(squared_error(output[first:last], target)))
         first = last
     return losses
+
+
+def match_both(
+    setup: Setup, params: PyTree, noised: Noised, said: jax.Array, keys: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mean squared errors of one output against the noise and against what was said, [] each."""
+    output = setup.apply(params, noised.x_t, noised.t, noised.labels, subkeys(keys, "dropout"))
+    return jnp.mean(squared_error(output, noised.target)), jnp.mean(squared_error(output, said))
 
 
 def denoising_losses(
@@ -78,14 +87,69 @@ def denoising_losses(
     return match(setup, params, [(n, n.target, e.key) for n, e in zip(noised, batches, strict=True)])
 
 
+def strong_views(setup: Setup, examples: Examples) -> jax.Array:
+    """What the classifier is shown, [B, H, W, C]: strong views of the images before the denoiser's weak ones."""
+    images = examples.image if examples.original is None else examples.original
+    return setup.views.strong(images, subkeys(examples.key, "strong"))
+
+
+def strong_logits(setup: Setup, params: PyTree, batches: Sequence[Examples]) -> jax.Array:
+    """The classifier's logits on strong views of all examples, float32 [sum of B, C], with dropout."""
+    assert setup.classifier is not None
+    keys = _together([examples.key for examples in batches])
+    views = _together([strong_views(setup, examples) for examples in batches])
+    return setup.classifier.logits(params, views, subkeys(keys, "class_dropout"))
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Of logits [B, C] and labels int [B], nats [B]; 0 where the label is not known (-1)."""
+    values = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+    return jnp.where(labels >= 0, values, 0.0)
+
+
+def class_losses(
+    setup: Setup, params: PyTree, batches: Sequence[Examples], generated: Sequence[bool] | None = None
+) -> list[jax.Array]:
+    """Alpha times the mean cross-entropy over the known labels, on strong views; one [] for each batch.
+
+    The number of known labels in a batch is taken as its expectation, so that the loss is a mean over examples. All
+    labels of `generated` batches are known. Zeros where there is no classifier.
+    """
+    if setup.classifier is None:
+        return [jnp.zeros(()) for _ in batches]
+    values = cross_entropy(strong_logits(setup, params, batches), _together([e.label for e in batches]))
+    losses, first = [], 0
+    for examples, made in zip(batches, generated or [False] * len(batches), strict=True):
+        last = first + len(examples.label)
+        known = 1.0 if made else max(setup.classifier.label_fraction, 1e-9)
+        losses.append(setup.classifier.weight * jnp.mean(values[first:last]) / known)
+        first = last
+    return losses
+
+
+def joint_losses(
+    setup: Setup, params: PyTree, batches: Sequence[Examples], laws: Sequence[TimestepLaw | None] | None = None
+) -> list[jax.Array]:
+    """What a network learns from images: the denoising loss, + alpha cross-entropy where it also classifies."""
+    denoising, classes = denoising_losses(setup, params, batches, laws), class_losses(setup, params, batches)
+    return [a + b for a, b in zip(denoising, classes, strict=True)]
+
+
 def bind(setup: Setup, params: PyTree, labels: jax.Array | None) -> Predict:
-    """The denoiser as a sampler wants it: parameters and labels bound, guided if the setup says so."""
+    """The denoiser as a sampler wants it: parameters and labels bound, guided if the setup says so.
+
+    Labels are what a conditional denoiser is asked for, or what an unconditional one's classifier is to guide it to.
+    """
 
     def conditional(x_t: jax.Array, t: jax.Array) -> jax.Array:
         return setup.apply(params, x_t, t, labels, None)
 
     if labels is None:
         return conditional
+    if setup.num_classes == 0:
+        towards = setup.classifier.towards if setup.classifier else None
+        assert towards is not None, "labels need a conditional denoiser, or a classifier that guides"
+        return lambda x_t, t: towards(params, x_t, t, labels, setup.towards)
     nothing = jnp.full_like(labels, setup.num_classes)
     return guided(conditional, lambda x_t, t: setup.apply(params, x_t, t, nothing, None), setup.guidance)
 
@@ -93,7 +157,7 @@ def bind(setup: Setup, params: PyTree, labels: jax.Array | None) -> Predict:
 def generate(
     setup: Setup, params: PyTree, labels: jax.Array | None, keys: jax.Array, sampler: Sampler | None = None
 ) -> jax.Array:
-    """One image per key: float32 [B, H, W, C]; `labels` int32 [B] exactly if the denoiser is conditional."""
+    """One image per key: float32 [B, H, W, C]; `labels` int32 [B] exactly if the denoiser is asked for classes."""
     images, _ = sample(bind(setup, params, labels), setup.schedule, sampler or setup.sampler, keys, setup.image_shape)
     return images
 
@@ -104,6 +168,9 @@ def plain_phase(setup: Setup, stream: Stream, steps: int, *, name: str = "train"
     def loss(params: PyTree, batch: dict[str, Examples], context: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         del context
         (value,) = denoising_losses(setup, params, [batch["current"]])
-        return value, {}
+        if setup.classifier is None:
+            return value, {}
+        (classes,) = class_losses(setup, params, [batch["current"]])
+        return value + classes, {"loss_denoising": value, "loss_class": classes}
 
-    return Phase(name, loss, {"current": stream}, steps, passes=3)
+    return Phase(name, loss, {"current": stream}, steps, passes=3 + setup.class_passes)

@@ -32,12 +32,11 @@ def diagonal_phase(
     """Makes `tracked[name]` the mean of |g|^power over examples, g their own gradients; `metric` is the mean value."""
 
     def observe(
-        tracked: Tracked, params: PyTree, batch: dict[str, Examples], context: Context, step: jax.Array, over: Across
+        tracked: Tracked, params: PyTree, batch: dict[str, Examples], context: Context, over: Across
     ) -> tuple[Tracked, Metrics]:
-        del context
         values, gradients = per_sample_gradients(params, noise_examples(setup, batch["current"]), of)
         mean = over.mean(jax.tree.map(lambda g: jnp.mean(jnp.abs(g) ** power, axis=0), gradients))
-        grown = running_mean(tracked[name], mean, step)
+        grown = running_mean(tracked[name], mean, context.step)
         return {**tracked, name: grown}, {metric: over.mean(jnp.mean(values))}
 
     passes = 3 * current.batch_size / setup.batch_size

@@ -7,7 +7,7 @@ import jax
 from jdcl_jax.data.batches import Examples
 from jdcl_jax.errors import UserError
 from jdcl_jax.methods import rehearsal, timesteps
-from jdcl_jax.methods.denoising import denoising_losses, plain_phase
+from jdcl_jax.methods.denoising import joint_losses, plain_phase
 from jdcl_jax.methods.method import Phase
 from jdcl_jax.methods.timesteps import law_of_options
 from jdcl_jax.training.state import Context, PyTree
@@ -75,11 +75,11 @@ class ExperienceReplay(rehearsal.BufferMethod):
             params: PyTree, batch: dict[str, Examples], context: Context
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
             del context
-            current, rehearsed = denoising_losses(setup, params, [batch["current"], batch["buffer"]], laws)
+            current, rehearsed = joint_losses(setup, params, [batch["current"], batch["buffer"]], laws)
             return of_current * current + of_buffer * rehearsed, {"loss_current": current, "loss_buffer": rehearsed}
 
         streams = {"current": self.current_stream(), "buffer": self.buffer_stream(self._old_images())}
-        passes = 3 + 3 * self._old_images() / setup.batch_size
+        passes = (3 + setup.class_passes) * (1 + self._old_images() / setup.batch_size)
         return [Phase("rehearse", loss, streams, setup.steps[task], passes=passes)]
 
 

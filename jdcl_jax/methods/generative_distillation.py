@@ -63,6 +63,11 @@ class GenerativeDistillation(SampleReplay):
             )
 
     @property
+    def class_streams(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The reverse chain's states are no images to classify."""
+        return ("current",) if self._on_states else ("current", "replay")
+
+    @property
     def _on_states(self) -> bool:
         return self.options["distil_on"] == "all_states"
 

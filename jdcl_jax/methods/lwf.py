@@ -1,13 +1,10 @@
 """Learning without forgetting: the teacher's outputs on the noised current batch (arXiv 2311.14028's baseline)."""
 
 import jax
-import jax.numpy as jnp
 
 from jdcl_jax.data.batches import Examples
-from jdcl_jax.diffusion.process import squared_error
-from jdcl_jax.keys import subkeys
 from jdcl_jax.methods import teacher
-from jdcl_jax.methods.denoising import noise_examples
+from jdcl_jax.methods.denoising import match_both, noise_examples
 from jdcl_jax.methods.teacher import TeacherMethod
 from jdcl_jax.training.state import Context, PyTree
 from jdcl_jax.training.streams import Streams
@@ -25,9 +22,8 @@ class LearningWithoutForgetting(TeacherMethod):
 
     def losses(self, params: PyTree, batch: dict[str, Examples], context: Context) -> tuple[jax.Array, jax.Array]:
         new = noise_examples(self.setup, batch["current"])
-        output = self.setup.apply(params, new.x_t, new.t, new.labels, subkeys(batch["current"].key, "dropout"))
         said = self.teacher_output(context, new.x_t, new.t, new.labels)
-        return jnp.mean(squared_error(output, new.target)), jnp.mean(squared_error(output, said))
+        return match_both(self.setup, params, new, said, batch["current"].key)
 
     def old_streams(self) -> Streams:
         return {}

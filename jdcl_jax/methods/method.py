@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jdcl_jax.data.views import UNCHANGED, Views
 from jdcl_jax.diffusion.sampler import Sampler
 from jdcl_jax.diffusion.schedule import Schedule
 from jdcl_jax.training.gradients import Gradient, Loss, descend
@@ -21,6 +22,31 @@ Memory = dict[str, PyTree]
 
 Apply = Callable[..., jax.Array]
 """(params, x_t [B, H, W, C], t int [B], labels int [B] or None, keys [B] or None) -> the network's output."""
+
+Classify = Callable[[PyTree, jax.Array, jax.Array | None], jax.Array]
+"""(params, clean images [B, H, W, C], keys [B] or None) -> logits float32 [B, C] of all classes of the data set."""
+
+Towards = Callable[..., jax.Array]
+"""(params, x_t, t, classes int [B], scale) -> the network's output, its features moved towards these classes."""
+
+
+@dataclass(frozen=True)
+class ClassTerm:
+    """The classifier that learns along with the denoiser.
+
+    Attributes:
+      logits: of clean images.
+      towards: the denoiser, guided by it; None where it shares nothing with it.
+      weight: alpha, of the cross-entropy beside the denoising loss.
+      passes: cost of classifying one image, in forward passes of the denoiser.
+      label_fraction: share of the training labels that is known.
+    """
+
+    logits: Classify
+    towards: Towards | None = None
+    weight: float = 0.001
+    passes: float = 0.0
+    label_fraction: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -37,12 +63,17 @@ class Setup:
       label_dropout: share of labels replaced by "no class" while training a conditional denoiser.
       groups: the classes of every task.
       task_sizes: training examples of every task.
-      labels: label of every training row, rows sorted by task; int32 [N].
+      labels: label of every training row, rows sorted by task, -1 where it is not known; int32 [N].
       steps: train steps of every task.
       batch_size: examples a step of the current task (and as many again of replay).
-      flip: mirror training images at random.
       ema: whether the run keeps an average of the parameters.
       seed: the run's seed.
+      reset_optimizer: whether each phase starts with a fresh optimiser.
+      class_names: of all classes of the data set.
+      views: how training images are augmented.
+      classifier: what learns to classify beside the denoiser; None: nothing.
+      towards: scale of the classifier's guidance when images are drawn; 0 is off.
+      fresh: a key -> untrained parameters.
     """
 
     apply: Apply
@@ -57,14 +88,29 @@ class Setup:
     labels: np.ndarray
     steps: tuple[int, ...]
     batch_size: int
-    flip: bool
     ema: bool
     seed: int
+    reset_optimizer: bool = True
+    class_names: tuple[str, ...] = ()
+    views: Views = UNCHANGED
+    classifier: ClassTerm | None = None
+    towards: float = 0.0
+    fresh: Callable[[jax.Array], PyTree] | None = None
 
     @property
     def num_tasks(self) -> int:
         """Tasks of the sequence."""
         return len(self.groups)
+
+    @property
+    def asks_for_classes(self) -> bool:
+        """Whether images are drawn of classes, by a conditional denoiser or towards them."""
+        return self.num_classes > 0 or self.towards > 0
+
+    @property
+    def class_passes(self) -> float:
+        """Cost of training the classifier on one image, in forward passes of the denoiser; 0 without one."""
+        return 3 * self.classifier.passes if self.classifier else 0.0
 
     @property
     def sampling_passes(self) -> int:
@@ -94,6 +140,7 @@ class Phase:
       penalty: a term of the loss that sees no examples.
       track: what is added up in `TrainState.tracked` at every update.
       network: which network is updated.
+      continues: keeps the optimiser's state of the phase before, whatever the config says.
     """
 
     name: str
@@ -106,6 +153,7 @@ class Phase:
     penalty: Penalty | None = None
     track: Track | None = None
     network: str = DENOISER
+    continues: bool = False
 
     def __post_init__(self) -> None:
         if sum(x is not None for x in (self.loss, self.gradient, self.observe)) != 1:
@@ -163,10 +211,23 @@ class Method:
         del params
         return {}
 
+    def start(self, memory: Memory, task: int, phase: Phase) -> PyTree | None:
+        """The parameters that a phase starts from; None: those that are there."""
+        del memory, task, phase
+        return None
+
     def end_phase(self, memory: Memory, learned: Learned, task: int, phase: Phase) -> Memory:
-        """What it keeps after a phase that observes and is not the task's last, for the phases that follow."""
+        """What it keeps after a phase that is not the task's last, for the phases that follow."""
         del learned, task, phase
         return memory
+
+    def facts(self, memory: Memory, task: int, phase: Phase) -> dict[str, Any]:
+        """What there is to say of a phase that has ended (and not the task's last), as JSON.
+
+        A list of "warnings" is shown to the person at the keyboard.
+        """
+        del memory, task, phase
+        return {}
 
     def end_task(self, memory: Memory, learned: Learned, task: int) -> Memory:
         """What it keeps after a task."""
@@ -188,4 +249,4 @@ class Method:
 
     def current_stream(self) -> Stream:
         """The data of the current task, in shuffled epochs."""
-        return Stream(self.setup.batch_size, rows=range_rows("current"), flip=self.setup.flip)
+        return Stream(self.setup.batch_size, rows=range_rows("current"), view=self.setup.views.weak)

@@ -38,6 +38,11 @@ class Penalty:
         for key in ("samples", "batch_size"):
             if self.options.get(key, 1) < 1:
                 raise UserError(f"method.{self.name}.{key} counts from 1")
+        if self.setup.classifier is not None and "samples" in self.options:
+            raise UserError(
+                f"{self.name} asks what matters to the denoiser and would leave its classifier unprotected; "
+                "write classifier.kind=none, or the penalty l2 or si"
+            )
         self.check()
 
     def check(self) -> None:

@@ -129,19 +129,21 @@ class Rank1EWC(Penalty):
         return per_sample_gradients(params, noise_examples(self.setup, batch["current"]), half_mse(self.setup))
 
     def _mean(
-        self, tracked: Tracked, params: PyTree, batch: dict[str, Examples], _: Context, step: jax.Array, over: Across
+        self, tracked: Tracked, params: PyTree, batch: dict[str, Examples], context: Context, over: Across
     ) -> tuple[Tracked, Metrics]:
         values, gradients = self._gradients(params, batch)
         mean = over.mean(jax.tree.map(lambda g: jnp.mean(g, axis=0), gradients))
-        return {**tracked, "mean": running_mean(tracked["mean"], mean, step)}, {"half_mse": over.mean(jnp.mean(values))}
+        return {**tracked, "mean": running_mean(tracked["mean"], mean, context.step)}, {
+            "half_mse": over.mean(jnp.mean(values))
+        }
 
     def _along(
-        self, tracked: Tracked, params: PyTree, batch: dict[str, Examples], _: Context, step: jax.Array, over: Across
+        self, tracked: Tracked, params: PyTree, batch: dict[str, Examples], context: Context, over: Across
     ) -> tuple[Tracked, Metrics]:
         values, gradients = self._gradients(params, batch)
         along = products(gradients, jax.tree.map(lambda x: x[None], tracked["mean"]))
         square = over.mean(jnp.mean(jnp.square(along)))
-        return {**tracked, "along": running_mean(tracked["along"], square, step)}, {
+        return {**tracked, "along": running_mean(tracked["along"], square, context.step)}, {
             "half_mse": over.mean(jnp.mean(values))
         }
 
@@ -151,10 +153,10 @@ class Rank1EWC(Penalty):
         params: PyTree,
         batch: dict[str, Examples],
         context: Context,
-        step: jax.Array,
         over: Across,
     ) -> tuple[Tracked, Metrics]:
         """A pass of F V over the examples; at the beginning of each pass V becomes what the last one gave."""
+        step = jnp.asarray(context.step)
         place = step % self.estimation_steps()
 
         def fresh() -> PyTree:

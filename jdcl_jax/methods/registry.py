@@ -21,6 +21,8 @@ PLAIN = "finetune"
 ALONE = {
     "joint": "it trains on all data and forgets nothing that a penalty could keep",
     "agem": "it projects the whole gradient, which a penalty would bend again",
+    "continued": "it has one task",
+    "jdcl": "its stages start from weights of their own, not from those that a penalty stays near",
 }
 """Methods that take no penalty, and why."""
 

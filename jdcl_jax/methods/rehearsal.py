@@ -24,6 +24,11 @@ class BufferMethod(Method):
             raise UserError(f"method.buffer_policy is '{policy}'; write one of: {', '.join(POLICIES)}")
         if size < 1:
             raise UserError(f"method.buffer_size is {size}; write 1 or more")
+        if policy == "class_balanced" and np.any(self.setup.labels < 0):
+            raise UserError(
+                "method.buffer_policy=class_balanced needs all labels; write method.buffer_policy=reservoir, or "
+                "data.label_fraction=1"
+            )
         classes = sum(map(len, self.setup.groups))
         most = classes * len(self.setup.labels)  # of classes of any size, a balanced buffer of so many keeps all images
         if size > most:
@@ -36,7 +41,7 @@ class BufferMethod(Method):
 
     def buffer_stream(self, batch_size: int) -> Stream:
         """Uniform draws from the buffer."""
-        return Stream(batch_size, rows=buffer_rows("buffer"), flip=self.setup.flip)
+        return Stream(batch_size, rows=buffer_rows("buffer"), view=self.setup.views.weak)
 
     def context(self, memory: Memory, task: int) -> dict[str, PyTree]:
         return {"current": self.task_range(task), "buffer": memory["buffer"]}

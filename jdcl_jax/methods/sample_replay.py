@@ -7,6 +7,7 @@ Samples are drawn afresh in every step, or once per task and kept.
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ DEFAULTS: dict[str, object] = {
     **teacher.DEFAULTS,
     "replay": "fresh",  # at every step [code], or "stored": drawn once per task (arXiv 2509.23593 [2nd])
     "stored_per_class": 500,  # images kept for every old class if stored [ours]
+    "towards": 0.0,  # scale of guidance to a class each, by the teacher's classifier (CGGD of MAGD, abstract); 0: off
     **timesteps.DEFAULTS,
 }
 
@@ -40,6 +42,7 @@ class SampleReplay(TeacherMethod):
     """Every step has as many teacher samples as current images; they are re-noised at a t of their own."""
 
     target_passes = 0
+    class_streams = ("current", "replay")
 
     def check(self) -> None:
         super().check()
@@ -49,6 +52,8 @@ class SampleReplay(TeacherMethod):
             raise UserError("method.stored_per_class counts from 1")
         if not self.stored and self.options["stored_per_class"] != DEFAULTS["stored_per_class"]:
             raise UserError("method.stored_per_class has no effect on fresh replay; write method.replay=stored")
+        if self.options["towards"] and (self.setup.classifier is None or self.setup.classifier.towards is None):
+            raise UserError("method.towards guides by the teacher's classifier; write classifier.kind=joint")
         self._check_room()
         law_of_options(self.options, self.setup.schedule.timesteps)
 
@@ -74,16 +79,23 @@ class SampleReplay(TeacherMethod):
         steps = self.options["teacher_steps"]
         return Sampler("ddim", steps, eta=0.0, clip=True, prediction=self.setup.sampler.prediction)
 
-    def chain_passes(self) -> int:
-        """Forward passes of the chain."""
-        return self.setup.sampling_passes * len(self.chain().visited(self.setup.schedule))
+    def chain_passes(self) -> float:
+        """Forward passes of the chain, and of labelling its images."""
+        labelling = self.setup.classifier.passes if self.setup.classifier and self.setup.num_classes == 0 else 0
+        return self.setup.sampling_passes * len(self.chain().visited(self.setup.schedule)) + labelling
 
-    def draw(self, context: Context, keys: jax.Array, labels: jax.Array) -> jax.Array:
-        """Teacher samples, float32 [B, H, W, C] in [-1, 1]; a conditional teacher is guided as the setup says."""
-        asked = labels if self.setup.num_classes else None
-        return jax.lax.stop_gradient(
-            generate(self.setup, context.method["teacher"], asked, subkeys(keys, "sample"), self.chain())
-        )
+    def draw(self, context: Context, keys: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Teacher samples, float32 [B, H, W, C] in [-1, 1], and their labels, int32 [B].
+
+        A conditional teacher is guided as the setup says, and an unconditional one by its classifier with `towards`.
+        The samples of an unconditional one are labelled by its classifier, if it has one.
+        """
+        setup, teacher = replace(self.setup, towards=self.options["towards"]), context.method["teacher"]
+        asked = labels if setup.num_classes or setup.towards else None
+        images = jax.lax.stop_gradient(generate(setup, teacher, asked, subkeys(keys, "sample"), self.chain()))
+        if setup.classifier is not None and setup.num_classes == 0:
+            labels = jnp.argmax(setup.classifier.logits(teacher, images, None), axis=-1).astype(jnp.int32)
+        return images, labels
 
     def target(self, noised: Noised, context: Context) -> jax.Array:
         """What the student should say about the noised teacher samples, [B, H, W, C]."""
@@ -95,8 +107,8 @@ class SampleReplay(TeacherMethod):
 
     def old_streams(self) -> Streams:
         def fresh(context: Context, keys: jax.Array) -> Examples:
-            labels = start_labels(context, keys)
-            return Examples(image=self.draw(context, keys, labels), label=labels, key=keys)
+            images, labels = self.draw(context, keys, start_labels(context, keys))
+            return Examples(image=images, label=labels, key=keys)
 
         batch = self.setup.batch_size
         return {"replay": stored_stream(batch) if self.stored else Stream(batch, draw=fresh)}

@@ -20,8 +20,8 @@ from jdcl_jax.training.streams import Stream
 
 DRAW = "draw"  # the name of the phase
 
-Draw = Callable[[Context, jax.Array, jax.Array], jax.Array]
-"""(context, keys [B], labels [B]) -> images float32 [B, H, W, C]."""
+Draw = Callable[[Context, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+"""(context, keys [B], labels [B] asked for) -> images float32 [B, H, W, C], labels int32 [B]."""
 
 
 def store_size(setup: Setup, per_class: int, task: int) -> int:
@@ -51,14 +51,14 @@ def draw_phase(setup: Setup, size: int, draw: Draw, *, passes: float) -> Phase:
         )
 
     def observe(
-        tracked: Tracked, params: PyTree, batch: dict[str, Examples], context: Context, step: jax.Array, over: Across
+        tracked: Tracked, params: PyTree, batch: dict[str, Examples], context: Context, over: Across
     ) -> tuple[Tracked, Metrics]:
         del params
         keys = batch["replay"].key
-        old, first = context.method["old"], step * batch_size
+        old, first = context.method["old"], context.step * batch_size
         everyone = old["classes"][(first + jnp.arange(batch_size)) % old["count"]]
         labels = everyone[over.start(len(keys)) + jnp.arange(len(keys))]
-        images = draw(context, keys, labels)
+        images, labels = draw(context, keys, labels)
         drawn = over.gather({"images": to_uint8(images), "labels": labels})
         store = jax.tree.map(
             lambda kept, new: jax.lax.dynamic_update_slice_in_dim(kept, new, first, 0), tracked["drawn"], drawn

@@ -9,7 +9,7 @@ import numpy as np
 from jdcl_jax.data.batches import Examples
 from jdcl_jax.errors import UserError
 from jdcl_jax.keys import subkeys
-from jdcl_jax.methods.denoising import Noised, match, noise_examples, plain_phase
+from jdcl_jax.methods.denoising import Noised, class_losses, match, noise_examples, plain_phase
 from jdcl_jax.methods.method import Learned, Memory, Method, Phase
 from jdcl_jax.training.state import Context, PyTree
 from jdcl_jax.training.streams import Streams
@@ -39,6 +39,8 @@ class TeacherMethod(Method):
     """
 
     phase_name = "replay"
+    class_streams: tuple[str, ...] = ("current",)
+    """The streams whose images the classifier learns, where there is one: the current data, and replayed images."""
 
     def check(self) -> None:
         if self.options["replay_weight"] < 0:
@@ -80,12 +82,17 @@ class TeacherMethod(Method):
             params: PyTree, batch: dict[str, Examples], context: Context
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
             current, old = self.losses(params, batch, context)
+            if setup.classifier is not None:
+                names = self.class_streams
+                learned = class_losses(setup, params, [batch[n] for n in names], [n != "current" for n in names])
+                current, old = current + learned[0], old + sum(learned[1:], start=jnp.zeros(()))
             of_current, of_old = self._weights(context)
             total = of_current * current + of_old * self.options["replay_weight"] * old
             return total, {"loss_current": current, "loss_replay": old}
 
         streams = {"current": self.current_stream(), **self.old_streams()}
-        return [Phase(self.phase_name, loss, streams, setup.steps[task], passes=3 + self.old_passes())]
+        classes = setup.class_passes * len(self.class_streams)
+        return [Phase(self.phase_name, loss, streams, setup.steps[task], passes=3 + self.old_passes() + classes)]
 
     def _weights(self, context: Context) -> tuple[jax.Array | float, jax.Array | float]:
         if self.options["weighting"] == "sum":

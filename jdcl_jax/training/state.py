@@ -37,11 +37,13 @@ class Context:
       key: the key of this task and phase; the step folds its own number in.
       pool: the training data, or None where it is too large for the device and every call is fed its rows.
       method: the method's own arrays (teacher, buffer rows, weights, ...), same shapes for every task.
+      step: int32 [], the number of the step in its phase; every step fills it in.
     """
 
     key: jax.Array
     pool: Pool | None
     method: dict[str, PyTree]
+    step: jax.Array = np.int32(0)  # type: ignore[assignment]
 
 
 @flax.struct.dataclass
@@ -85,8 +87,17 @@ def create_state(
     )
 
 
-def begin_phase(state: TrainState, optimizer: optax.GradientTransformation, *, reset_optimizer: bool) -> TrainState:
-    """The state in which a phase starts: step 0 and, if asked, a fresh optimiser state."""
+def begin_phase(
+    state: TrainState, optimizer: optax.GradientTransformation, *, reset_optimizer: bool, params: PyTree = None
+) -> TrainState:
+    """The state in which a phase starts: step 0 and, if asked, a fresh optimiser state.
+
+    With `params` it starts from these: they are also the new average, whose warm-up begins again.
+    """
+    if params is not None:
+        params = jax.tree.map(jnp.copy, params)  # the step gives its arrays away
+        average = None if state.ema is None else jax.tree.map(jnp.copy, params)
+        state = dataclasses.replace(state, params=params, ema=average, updates=jnp.zeros((), jnp.int32))
     opt_state = optimizer.init(state.params) if reset_optimizer else state.opt_state
     return dataclasses.replace(state, step=jnp.zeros((), jnp.int32), opt_state=opt_state)
 

@@ -22,8 +22,11 @@ Penalty = Callable[[PyTree, Context], jax.Array]
 Track = Callable[[Tracked, PyTree, PyTree], Tracked]
 """(tracked, gradient of the loss without penalty, update of the parameters) -> tracked."""
 
-Observe = Callable[[Tracked, PyTree, dict[str, Examples], Context, jax.Array, Across], tuple[Tracked, Metrics]]
-"""(tracked, params, batch, context, number of the step, across) -> (tracked, metrics), the same on all devices."""
+Observe = Callable[[Tracked, PyTree, dict[str, Examples], Context, Across], tuple[Tracked, Metrics]]
+"""(tracked, params, batch, context, across) -> (tracked, metrics), the same on all devices."""
+
+ACTIVE = "active"
+"""The metric of an observation that may have nothing left to do: 1 where a step did something, else 0."""
 
 Step = Callable[..., tuple[TrainState, Metrics]]
 
@@ -53,7 +56,8 @@ def train_step(
     Returns: the new state, and float32 scalars: "loss" with the penalty in it, "penalty" where there is one, the loss's
     own metrics and "gradient_norm" (before clipping).
     """
-    batch = draw_batch(streams, context, state.step, ids, fed)
+    context = context.replace(step=state.step)  # type: ignore[attr-defined]
+    batch = draw_batch(streams, context, ids, fed)
     own, metrics = gradient(state.params, batch, context, across(axis_name))
     gradients = own
     if penalty is not None:
@@ -82,8 +86,9 @@ def observe_step(
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Adds to `state.tracked` what the examples `ids` of every stream show; parameters stay as they are."""
-    batch = draw_batch(streams, context, state.step, ids, fed)
-    tracked, metrics = observe(state.tracked, state.params, batch, context, state.step, across(axis_name))
+    context = context.replace(step=state.step)  # type: ignore[attr-defined]
+    batch = draw_batch(streams, context, ids, fed)
+    tracked, metrics = observe(state.tracked, state.params, batch, context, across(axis_name))
     return state.replace(step=state.step + 1, tracked=tracked), metrics  # type: ignore[attr-defined]
 
 

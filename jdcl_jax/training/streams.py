@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jdcl_jax.data.batches import Examples, random_flip, shuffled_rows, to_float
+from jdcl_jax.data.batches import Examples, shuffled_rows, to_float
 from jdcl_jax.keys import example_keys, fold_name, subkeys
 from jdcl_jax.training.state import Context, Range
 
@@ -19,6 +19,9 @@ Rows = Callable[[Context, jax.Array, jax.Array], jax.Array]
 
 Draw = Callable[[Context, jax.Array], Examples]
 """(context, keys [B]) -> examples."""
+
+View = Callable[[jax.Array, jax.Array], jax.Array]
+"""(images [B, H, W, C] in [-1, 1], keys [B]) -> images of the same shape."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,15 @@ class Stream:
       batch_size: examples a step, over all devices.
       rows: names rows of the training data.
       draw: makes the examples from the context.
-      flip: mirror each image of `rows` with probability 1/2.
+      view: augments the images of `rows`.
+      multiple: of which a device's share of the batch must be a multiple.
     """
 
     batch_size: int
     rows: Rows | None = None
     draw: Draw | None = None
-    flip: bool = False
+    view: View | None = None
+    multiple: int = 1
 
 
 Streams = Mapping[str, Stream]
@@ -59,22 +64,25 @@ def step_rows(name: str, stream: Stream, context: Context, step: jax.Array, ids:
     return stream.rows(context, fold_name(context.key, name), step * stream.batch_size + ids)
 
 
-def draw_batch(
-    streams: Streams, context: Context, step: jax.Array, ids: Mapping[str, jax.Array], fed: Fed
-) -> dict[str, Examples]:
+def examples_of(images: jax.Array, labels: jax.Array, keys: jax.Array, view: View | None) -> Examples:
+    """Examples of images float32 [B, H, W, C], augmented by `view`."""
+    viewed = images if view is None else view(images, subkeys(keys, "view"))
+    return Examples(image=viewed, label=labels, key=keys, original=images)
+
+
+def draw_batch(streams: Streams, context: Context, ids: Mapping[str, jax.Array], fed: Fed) -> dict[str, Examples]:
     """All examples of one step.
 
     Args:
       streams: name -> stream.
-      context: key, data and the method's arrays.
-      step: int32 [], the number of the step in its phase.
+      context: key, data, the method's arrays and the number of the step.
       ids: stream -> numbers of the examples in the whole batch that this device makes, int32 [b].
       fed: rows gathered by the host; empty where the data is in `context.pool`.
     """
     batch = {}
     for name, stream in streams.items():
         key = fold_name(fold_name(context.key, name), "example")
-        keys = example_keys(jax.random.fold_in(key, step), ids[name])
+        keys = example_keys(jax.random.fold_in(key, context.step), ids[name])
         if stream.draw is not None:
             batch[name] = stream.draw(context, keys)
             continue
@@ -82,10 +90,7 @@ def draw_batch(
             images, labels = fed[name]
         else:
             assert context.pool is not None
-            rows = step_rows(name, stream, context, step, ids[name])
+            rows = step_rows(name, stream, context, jnp.asarray(context.step), ids[name])
             images, labels = jnp.asarray(context.pool.images)[rows], jnp.asarray(context.pool.labels)[rows]
-        image = to_float(images)
-        if stream.flip:
-            image = random_flip(image, subkeys(keys, "flip"))
-        batch[name] = Examples(image=image, label=labels, key=keys)
+        batch[name] = examples_of(to_float(images), labels, keys, stream.view)
     return batch

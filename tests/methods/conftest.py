@@ -13,7 +13,7 @@ import pytest
 from jdcl_jax.diffusion.sampler import Sampler
 from jdcl_jax.diffusion.schedule import make_schedule
 from jdcl_jax.keys import named_key, subkeys
-from jdcl_jax.methods.method import Learned, Method, Phase, Setup
+from jdcl_jax.methods.method import ClassTerm, Learned, Method, Phase, Setup
 from jdcl_jax.methods.registry import default_options, make_method
 from jdcl_jax.training.checkpoint import to_host
 from jdcl_jax.training.feeding import make_feed
@@ -48,10 +48,15 @@ def setup() -> Setup:
         labels=labels,
         steps=(30, 30, 30),
         batch_size=8,
-        flip=False,
         ema=False,
         seed=0,
     )
+
+
+def scaled_logits(params, images, keys):
+    """Logits of six classes, [B, 6]: w times the image's mean times 0, 1, ..., 5."""
+    del keys
+    return params["w"].mean() * images.mean((1, 2, 3))[:, None] * jnp.arange(6.0)
 
 
 def affine_output(params, x_t, t, labels, keys):
@@ -162,7 +167,7 @@ class Affine:
         @jax.jit
         @jax.vmap
         def drawn(step: jax.Array) -> tuple[jax.Array, ...]:
-            examples = draw_batch(phase.streams, context, step, ids, {})["current"]
+            examples = draw_batch(phase.streams, context.replace(step=step), ids, {})["current"]
             t = jax.vmap(lambda key: jax.random.randint(key, (), 0, 1000))(subkeys(examples.key, "t"))
             eps = jax.vmap(lambda key: jax.random.normal(key, (4, 4, 1)))(subkeys(examples.key, "eps"))
             drop = jax.vmap(lambda key: jax.random.bernoulli(key, self.setup.label_dropout))
@@ -226,6 +231,12 @@ class Affine:
         second[1:, 0] += both
         second[np.arange(1, 5), np.arange(1, 5)] += by_row(slope**2).sum((0, 1)) / total
         return mean.mean((0, 1)), second
+
+
+@pytest.fixture
+def classifying(setup: Setup) -> Setup:
+    """A setup whose network classifies as well."""
+    return dataclasses.replace(setup, classifier=ClassTerm(scaled_logits, passes=0.5), ema=True)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from jdcl_jax.methods.registry import (
     known_penalties,
     make_method,
 )
+from jdcl_jax.models.joint import JointNetwork
 from jdcl_jax.training.checkpoint import Checkpoints
 
 # -- names and options
@@ -262,7 +263,7 @@ def test_memory_is_updated_once_a_task_also_where_an_estimation_was_cut_short(
             assert record["position"]["step"] == 2
             raise StoppedError
 
-    monkeypatch.setattr(assembly, "make_unet", lambda config, channels, classes: OneConvolution(channels, classes))
+    monkeypatch.setattr(assembly, "make_network", lambda config, channels, _: JointNetwork(OneConvolution(channels)))
     monkeypatch.setattr(Penalised, "end_task", counting)
     monkeypatch.setattr(Checkpoints, "save_task", keeping)
     results = run(config, tmp_path / "undisturbed")

@@ -10,6 +10,7 @@ import optax
 import pytest
 from scipy.special import erf
 
+from jdcl_jax.data.views import UNCHANGED
 from jdcl_jax.keys import named_key
 from jdcl_jax.methods.method import Learned
 from jdcl_jax.methods.registry import known_penalties
@@ -32,7 +33,7 @@ def spread(affine, way: str):
     if way == "conditional":
         affine.setup = dataclasses.replace(affine.setup, num_classes=6, label_dropout=0.3)
     if way == "flipped":
-        affine.setup = dataclasses.replace(affine.setup, flip=True)
+        affine.setup = dataclasses.replace(affine.setup, views=dataclasses.replace(UNCHANGED, flip=True))
     return affine
 
 

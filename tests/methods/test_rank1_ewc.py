@@ -187,7 +187,7 @@ def iterated(affine, monkeypatch, gradients: np.ndarray, *, rank: int, iteration
     (phase,) = [p for p in method.phases(0) if p.observe is not None]
     context, tracked = Context(named_key(4), None, {}), method.init_tracked(params)
     observe = jax.jit(
-        lambda tracked, batch, step: phase.observe(tracked, params, batch, context, step, across(None))[0]
+        lambda tracked, batch, step: phase.observe(tracked, params, batch, context.replace(step=step), across(None))[0]
     )
     for step in range(phase.steps):
         rows = (step * batch_size + np.arange(batch_size)) % samples

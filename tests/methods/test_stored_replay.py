@@ -171,7 +171,7 @@ def read(method, memory: dict, task: int, batches: int = 40):
     (_, train) = method.phases(task)
     context = context_of(method, memory, task, 1)
     stream = {"replay": train.streams["replay"]}
-    draw = jax.jit(lambda step: draw_batch(stream, context, step, {"replay": jnp.arange(8)}, {})["replay"])
+    draw = jax.jit(lambda step: draw_batch(stream, context.replace(step=step), {"replay": jnp.arange(8)}, {})["replay"])
     parts = [draw(jnp.int32(step)) for step in range(batches)]
     return np.concatenate([p.image for p in parts]), np.concatenate([p.label for p in parts])
 

@@ -120,7 +120,8 @@ def test_no_gradient_reaches_the_teacher(setup, name, options) -> None:
 def drawn(setup, method, step):
     (phase,) = method.phases(1)
     stream = {"replay": phase.streams["replay"]}
-    return draw_batch(stream, context_of(method, 1), jnp.int32(step), {"replay": jnp.arange(8)}, {})["replay"]
+    context = context_of(method, 1).replace(step=jnp.int32(step))
+    return draw_batch(stream, context, {"replay": jnp.arange(8)}, {})["replay"]
 
 
 def test_replay_is_drawn_afresh_at_every_step_and_lies_in_the_pixel_range(setup) -> None:
@@ -190,7 +191,7 @@ def test_a_conditional_teacher_is_asked_for_old_classes_only_and_for_all_of_them
     method = method_of(dataclasses.replace(setup, num_classes=6), "gd")
     (phase,) = method.phases(2)
     stream, ids = {"replay": phase.streams["replay"]}, {"replay": jnp.arange(200)}
-    labels = draw_batch(stream, context_of(method, 2), jnp.int32(0), ids, {})["replay"].label
+    labels = draw_batch(stream, context_of(method, 2), ids, {})["replay"].label
     assert set(labels.tolist()) == {3, 1, 0, 2}
 
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jdcl_jax.assembly import RunArrays, assemble
+from jdcl_jax.data.views import Views
 from jdcl_jax.experiment import Experiment, run
 from jdcl_jax.keys import named_key
 from jdcl_jax.methods.buffer import buffer_rows
@@ -18,9 +19,10 @@ from jdcl_jax.training.state import Context, Pool, Range, create_state
 from jdcl_jax.training.step import scan_steps, train_step
 from jdcl_jax.training.streams import Stream, range_rows
 
+MIRROR = Views(flip=True, crop_scale=1.0, operations=0, cutout=0.0).weak
 STREAMS = {
-    "current": Stream(8, rows=range_rows("current"), flip=True),
-    "buffer": Stream(4, rows=buffer_rows("buffer"), flip=True),
+    "current": Stream(8, rows=range_rows("current"), view=MIRROR),
+    "buffer": Stream(4, rows=buffer_rows("buffer"), view=MIRROR),
 }
 METHOD = {
     "current": Range(np.int32(16), np.int32(20)),  # 20 rows, batches of 8: an epoch ends within a batch

@@ -239,11 +239,11 @@ def test_an_observe_step_adds_up_and_leaves_the_parameters_alone(regression) -> 
     before = begin_phase(before, optimizer, reset_optimizer=False)
     before = before.replace(tracked={"labels": jnp.int32(100), "output": jnp.float32(0)})
 
-    def observe(tracked, params, batch, context, step, over):
-        del context, over
+    def observe(tracked, params, batch, context, over):
+        del over
         labels, examples = tracked["labels"] + batch["current"].label.sum(), batch["current"]
         output = jnp.mean((examples.image.reshape(len(examples.label), -1) @ params["w"]) ** 2)
-        return {"labels": labels, "output": tracked["output"] + output}, {"number": step.astype(jnp.float32)}
+        return {"labels": labels, "output": tracked["output"] + output}, {"number": context.step.astype(jnp.float32)}
 
     step = functools.partial(observe_step, observe=observe, streams=regression.streams)
     after, metrics = jax.jit(scan_steps(step, 3))(before, regression.context, regression.ids, {})
