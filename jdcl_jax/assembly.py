@@ -1,8 +1,9 @@
 """From a config to the parts of a run: data, network, schedule, method, optimiser."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,15 @@ import optax
 
 from jdcl_jax.data.datasets import Dataset, load
 from jdcl_jax.data.tasks import TaskSequence, task_groups, task_sequence
+from jdcl_jax.data.views import Views
 from jdcl_jax.diffusion.sampler import Sampler
 from jdcl_jax.diffusion.schedule import make_schedule
 from jdcl_jax.errors import UserError
 from jdcl_jax.evaluation.scores import check_counts
 from jdcl_jax.keys import named_key
-from jdcl_jax.methods.method import DENOISER, Memory, Method, Setup
+from jdcl_jax.methods.method import DENOISER, ClassTerm, Memory, Method, Setup
 from jdcl_jax.methods.registry import make_method
+from jdcl_jax.models.joint import ClassHead, JointNetwork
 from jdcl_jax.models.unet import UNet
 from jdcl_jax.training.optimizer import learning_rate, make_optimizer
 from jdcl_jax.training.state import PyTree, TrainState, create_state
@@ -31,7 +34,7 @@ class Parts:
     config: ml_collections.ConfigDict
     dataset: Dataset
     sequence: TaskSequence
-    unet: UNet
+    network: JointNetwork
     setup: Setup
     method: Method
 
@@ -49,8 +52,7 @@ class RunArrays:
 
     def initial(self) -> dict[str, PyTree]:
         """Fresh parameters from the run's seed, and the method's empty memory."""
-        unet, setup = self.parts.unet, self.parts.setup
-        params = init_params(unet, setup, self.parts.config.seed)
+        params = init_params(self.parts)
         optimizer = phase_optimizer(self.parts, self.parts.method.phases(0)[0].steps)
         method = self.parts.method
         memory: Memory = method.init_memory(params)
@@ -83,20 +85,22 @@ def assemble(config: ml_collections.ConfigDict) -> Parts:
         seed=config.seed,
         first_tasks=config.tasks.first,
     )
-    sizes = [len(group) for group in groups] if config.model.class_conditional else None
+    asking = config.model.class_conditional or config.sampler.towards > 0
+    sizes = [len(group) for group in groups] if asking else None
     check_counts(config.evaluation.scores, config.evaluation.num_samples, len(groups), sizes)
-    sequence = task_sequence(dataset, groups, validation=data.validation, seed=config.seed)
-    num_classes = len(dataset.class_names) if config.model.class_conditional else 0
-    unet = make_unet(config, image_shape[-1], num_classes)
-    setup = make_setup(config, unet, image_shape, sequence)
+    sequence = task_sequence(
+        dataset, groups, validation=data.validation, label_fraction=data.label_fraction, seed=config.seed
+    )
+    network = make_network(config, image_shape[-1], len(dataset.class_names))
+    setup = make_setup(config, network, image_shape, sequence)
     options = {key: value for key, value in config.method.to_dict().items() if key != "name"}
-    return Parts(config, dataset, sequence, unet, setup, make_method(config.method.name, setup, options))
+    return Parts(config, dataset, sequence, network, setup, make_method(config.method.name, setup, options))
 
 
-def make_unet(config: ml_collections.ConfigDict, channels: int, num_classes: int) -> UNet:
-    """The denoiser of a config for images of 1 or 3 channels."""
-    model = config.model
-    return UNet(
+def make_network(config: ml_collections.ConfigDict, channels: int, num_classes: int) -> JointNetwork:
+    """The denoiser and classifier of a config, for images of 1 or 3 channels and all classes of a data set."""
+    model, classifier = config.model, config.classifier
+    unet = UNet(
         out_channels=channels,
         channels=tuple(model.channels),
         layers_per_block=model.layers_per_block,
@@ -106,17 +110,17 @@ def make_unet(config: ml_collections.ConfigDict, channels: int, num_classes: int
         groups=model.groups,
         scale_shift=model.scale_shift,
         dropout=model.dropout,
-        num_classes=num_classes,
+        num_classes=num_classes if model.class_conditional else 0,
         dtype=jnp.dtype(model.dtype),
     )
-
-
-def _apply(unet: UNet, params: PyTree, x: jax.Array, t: jax.Array, labels: Any, keys: Any) -> jax.Array:
-    return jnp.asarray(unet.apply({"params": params}, x, t, labels, keys))
+    if classifier.kind == "none":
+        return JointNetwork(unet)
+    head = ClassHead(num_classes, hidden=classifier.hidden, dropout=classifier.dropout)
+    return JointNetwork(unet, head, separate=classifier.kind == "separate")
 
 
 def make_setup(
-    config: ml_collections.ConfigDict, unet: UNet, image_shape: tuple[int, ...], sequence: TaskSequence
+    config: ml_collections.ConfigDict, network: JointNetwork, image_shape: tuple[int, ...], sequence: TaskSequence
 ) -> Setup:
     """What methods may know of the run."""
     diffusion, sampler, train = config.diffusion, config.sampler, config.train
@@ -129,11 +133,11 @@ def make_setup(
     )
     height, width, channels = image_shape
     return Setup(
-        apply=functools.partial(_apply, unet),
+        apply=network.denoise,
         schedule=schedule,
         sampler=Sampler(sampler.kind, sampler.steps, sampler.eta, sampler.clip, diffusion.prediction),
         image_shape=(height, width, channels),
-        num_classes=unet.num_classes,
+        num_classes=network.unet.num_classes,
         guidance=sampler.guidance,
         label_dropout=config.model.label_dropout,
         groups=sequence.groups,
@@ -141,9 +145,28 @@ def make_setup(
         labels=sequence.train.labels,
         steps=task_steps(config, [int(n) for n in sequence.train.counts]),
         batch_size=train.batch_size,
-        flip=config.data.flip,
         ema=train.ema > 0,
         seed=config.seed,
+        reset_optimizer=train.reset_optimizer,
+        class_names=sequence.class_names,
+        views=Views(config.data.flip, **config.views.to_dict()),
+        classifier=_class_term(config, network, (height, width, channels)),
+        towards=sampler.towards,
+        fresh=functools.partial(network.init, image_shape=(height, width, channels)),
+    )
+
+
+def _class_term(
+    config: ml_collections.ConfigDict, network: JointNetwork, image_shape: tuple[int, int, int]
+) -> ClassTerm | None:
+    if network.head is None:
+        return None
+    return ClassTerm(
+        network.classify,
+        None if network.separate else network.denoise_towards,
+        weight=config.classifier.weight,
+        passes=classifying_flops(network, image_shape) / forward_flops(network, image_shape),
+        label_fraction=config.data.label_fraction,
     )
 
 
@@ -169,12 +192,10 @@ def task_steps(config: ml_collections.ConfigDict, sizes: list[int]) -> tuple[int
     return steps
 
 
-def init_params(unet: UNet, setup: Setup, seed: int) -> PyTree:
-    """The denoiser's parameters before any training."""
-    images = jnp.zeros((1, *setup.image_shape))
-    labels = jnp.zeros((1,), jnp.int32) if setup.num_classes else None
-    init = jax.jit(lambda key: unet.init(key, images, jnp.zeros((1,), jnp.int32), labels)["params"])
-    return init(named_key(seed, "init"))
+def init_params(parts: Parts) -> PyTree:
+    """The network's parameters before any training."""
+    assert parts.setup.fresh is not None
+    return jax.jit(parts.setup.fresh)(named_key(parts.config.seed, "init"))
 
 
 def phase_optimizer(parts: Parts, steps: int) -> optax.GradientTransformation:
@@ -187,16 +208,27 @@ def phase_optimizer(parts: Parts, steps: int) -> optax.GradientTransformation:
     return make_optimizer(train.optimizer, rate, clip_norm=train.clip_norm, weight_decay=train.weight_decay)
 
 
-def forward_flops(parts: Parts) -> float:
-    """Floating-point operations of the denoiser's forward pass on one image, by XLA's own count.
+@functools.cache
+def forward_flops(network: JointNetwork, image_shape: tuple[int, int, int]) -> float:
+    """Floating-point operations of the denoiser's forward pass on one image, by XLA's own count."""
+    return _flops(network, image_shape, lambda plain, p, x, t, y: plain.denoise(p, x, t, y, None))
 
-    Counted on the plain form, whatever form runs: XLA counts the body of a loop once, and a model's operations should
-    not depend on the backend.
+
+@functools.cache
+def classifying_flops(network: JointNetwork, image_shape: tuple[int, int, int]) -> float:
+    """Floating-point operations of classifying one image; the decoder has no part in them."""
+    return _flops(network, image_shape, lambda plain, p, x, t, y: plain.classify(p, x))
+
+
+def _flops(network: JointNetwork, image_shape: tuple[int, int, int], of: Callable[..., jax.Array]) -> float:
+    """Counted on the plain form, whatever form runs.
+
+    XLA counts the body of a loop once, and a model's operations should not depend on the backend.
     """
-    unet, setup = parts.unet.clone(form="plain"), parts.setup
-    params = jax.eval_shape(lambda: init_params(unet, setup, 0))
-    x = jax.ShapeDtypeStruct((1, *setup.image_shape), jnp.float32)
+    plain = dataclasses.replace(network, unet=network.unet.clone(form="plain"))
+    params = jax.eval_shape(lambda: plain.init(jax.random.key(0), image_shape))
+    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
-    labels = t if setup.num_classes else None
-    lowered = jax.jit(lambda p, x, t, y: _apply(unet, p, x, t, y, None)).lower(params, x, t, labels)
+    labels = t if network.unet.num_classes else None
+    lowered = jax.jit(functools.partial(of, plain)).lower(params, x, t, labels)
     return float((lowered.cost_analysis() or {})["flops"])

@@ -18,7 +18,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from jdcl_jax.assembly import Parts, RunArrays, assemble, forward_flops, phase_optimizer
+from jdcl_jax.assembly import Parts, RunArrays, assemble, phase_optimizer
 from jdcl_jax.errors import UserError
 from jdcl_jax.keys import named_key
 from jdcl_jax.measuring.evaluator import Evaluator
@@ -31,7 +31,7 @@ from jdcl_jax.training.checkpoint import Checkpoints, to_host
 from jdcl_jax.training.feeding import make_feed
 from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.state import Context, Pool, PyTree, TrainState, begin_phase, begin_task
-from jdcl_jax.training.step import Step, observe_step, scan_steps, train_step
+from jdcl_jax.training.step import ACTIVE, Step, observe_step, scan_steps, train_step
 from jdcl_jax.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -73,8 +73,9 @@ class Experiment:
         folder.write_config()
         self.arrays = RunArrays(parts)
         self.checkpoints = Checkpoints(folder.path / "checkpoints")
-        self.results = Results(parts, self.parallel, command, forward_flops(parts))
+        self.results = Results(parts, self.parallel, command)
         self.task, self.phase, self.global_step = 0, 0, 0
+        self.entered = False  # whether the phase has begun
         self.state = self._restore_or_start()
         self.writer = Writer(folder.path, resume_step=self.global_step)
         self.progress = Progress(
@@ -107,15 +108,16 @@ class Experiment:
             state, record = restored
             position = record["position"]
             self.task, self.phase, self.global_step = position["task"], position["phase"], position["global_step"]
+            self.entered = position["entered"]
             self.results.restore(record["history"])
             self.evaluator.scorer.check_same(record["history"]["instrument"])
             logger.info("resuming at task %d, step %d of the run", self.task + 1, self.global_step)
         return {"networks": self.parallel.replicate(state["networks"]), "memory": state["memory"]}
 
     def _record(self) -> dict[str, Any]:
-        step = int(self._network(self._phases()[self.phase]).step) if self.task < self.parts.num_tasks else 0
+        step = int(self._network(self._phases()[self.phase]).step) if self.entered else 0
         position = {"task": self.task, "phase": self.phase, "step": step, "global_step": self.global_step}
-        return {"position": position, "history": self.results.history()}
+        return {"position": {**position, "entered": self.entered}, "history": self.results.history()}
 
     def _phases(self) -> list[Phase]:
         return list(self.parts.method.phases(self.task))
@@ -137,14 +139,15 @@ class Experiment:
     def _check_batches(self) -> None:
         for phase in self._all_phases():
             for name, stream in phase.streams.items():
-                if stream.batch_size % self.parallel.count:
+                unit = self.parallel.count * stream.multiple
+                if stream.batch_size % unit:
                     of_train = stream.batch_size == self.config.train.batch_size
                     what = "train.batch_size=" if of_train else f"in phase {phase.name} the batch of stream {name}, "
                     how = "write" if of_train else "write options that make it"
                     otherwise = ", or start with JAX_NUM_CPU_DEVICES=1" if jax.default_backend() == "cpu" else ""
                     raise UserError(
                         f"{what}{stream.batch_size} can't be shared by {self.parallel.count} devices; "
-                        f"{how} a multiple of {self.parallel.count}{otherwise}"
+                        f"{how} a multiple of {unit}{otherwise}"
                     )
 
     # -- a task
@@ -152,33 +155,42 @@ class Experiment:
     def _run_task(self) -> None:
         phases = self._phases()
         while self.phase < len(phases):
-            self._run_phase(phases[self.phase])
-            self.phase += 1
-            if self.phase < len(phases):
-                self._end_phase(phases[self.phase - 1])
+            if not self.entered:
                 self._enter_phase(phases[self.phase])
+            self._run_phase(phases[self.phase])
+            self._end_phase(phases[self.phase], last=self.phase == len(phases) - 1)
+            self.phase, self.entered = self.phase + 1, False
         self.state["memory"] = self.parts.method.end_task(self.state["memory"], self._learned(), self.task)
         self._evaluate()
         self.task, self.phase = self.task + 1, 0
-        if self.task < self.parts.num_tasks:
-            self._enter_phase(self._phases()[0])
         self.checkpoints.save_task(self.task, self.state, self._record())
 
     def _learned(self) -> Learned:
         state = self.state["networks"][DENOISER]
         return Learned(*to_host((state.params, state.averaged, state.tracked)))
 
-    def _end_phase(self, phase: Phase) -> None:
-        if phase.observe is not None:
-            memory = self.state["memory"]
-            self.state["memory"] = self.parts.method.end_phase(memory, self._learned(), self.task, phase)
+    def _end_phase(self, phase: Phase, *, last: bool) -> None:
+        if phase.observe is None:
+            found = self.evaluator.accuracy_by_task(self._network(phase), self.task)
+            self.results.add_phase(self.task, phase.name, found)
+        if last:
+            return
+        method = self.parts.method
+        self.state["memory"] = method.end_phase(self.state["memory"], self._learned(), self.task, phase)
+        facts = method.facts(self.state["memory"], self.task, phase)
+        for warning in facts.get("warnings", ()):
+            self.progress.message(f"warning: {warning}")
+        self.results.add_facts(self.task, phase.name, facts)
 
     def _enter_phase(self, phase: Phase) -> None:
         optimizer = phase_optimizer(self.parts, phase.steps)
-        state = begin_phase(self._network(phase), optimizer, reset_optimizer=self.config.train.reset_optimizer)
+        reset = self.config.train.reset_optimizer and not phase.continues
+        start = self.parts.method.start(self.state["memory"], self.task, phase)
+        state = begin_phase(self._network(phase), optimizer, reset_optimizer=reset, params=start)
         if self.phase == 0:
             state = begin_task(state)
         self.state["networks"][phase.network] = self.parallel.replicate(state)
+        self.entered = True
 
     def _run_phase(self, phase: Phase) -> None:
         per_call = self._per_call(phase)
@@ -295,12 +307,13 @@ class _PhaseLog:
         now = time.perf_counter()
         seconds, self._time = now - self._time, now
         rate = steps * self._images / max(seconds, 1e-9)
+        active = int(np.sum(values.pop(ACTIVE, np.ones(steps))))  # steps that did anything
         means = {name: float(np.mean(v, dtype=np.float64)) for name, v in values.items()}
         facts = {"task": experiment.task + 1, "phase": self._phase.name, "phase_step": self._step}
         experiment.writer.write_scalars(experiment.global_step, {**facts, **means, "images_per_second": rate})
         shown = {"loss": means["loss"]} if "loss" in means else {}
         experiment.progress.update(self._step, **shown, images_per_second=rate)
-        experiment.results.add_training(experiment.task, self._phase, steps, self._images, seconds, 0.0)
+        experiment.results.add_training(experiment.task, self._phase, active, self._images, seconds, 0.0)
         self._flushed = self._step
 
     def _check_finite(self, values: dict[str, np.ndarray]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from clu import parameter_overview
 
 import jdcl_jax
-from jdcl_jax.assembly import Parts, init_params
+from jdcl_jax.assembly import Parts, classifying_flops, forward_flops, init_params
 from jdcl_jax.data.tasks import TaskSplit
 from jdcl_jax.evaluation.forgetting import summarise
 from jdcl_jax.evaluation.scores import select
@@ -32,11 +32,11 @@ class Results:
       parts: the run's parts.
       parallel: its devices, for the record.
       command: how it was started.
-      flops: of one forward pass of the denoiser on one image.
     """
 
-    def __init__(self, parts: Parts, parallel: Parallel, command: str, flops: float):
-        self._parts, self._parallel, self._command, self._flops = parts, parallel, command, flops
+    def __init__(self, parts: Parts, parallel: Parallel, command: str):
+        self._parts, self._parallel, self._command = parts, parallel, command
+        self._flops = forward_flops(parts.network, parts.setup.image_shape)
         self._commit = commit()  # of the code that is loaded, whatever the checkout holds later
         self._history: dict[str, Any] = {
             "started": _now(),
@@ -44,6 +44,7 @@ class Results:
             "evaluations": [],
             "cost": [],
             "instrument": {},
+            "phases": [],
         }
 
     def history(self) -> dict[str, Any]:
@@ -54,6 +55,17 @@ class Results:
         """Takes up the history that a checkpoint held."""
         before = history.get("commits", [])
         self._history = {**history, "commits": before if self._commit in before[-1:] else [*before, self._commit]}
+
+    def add_phase(self, task: int, name: str, accuracy: np.ndarray | None) -> None:
+        """Adds the accuracy on each task after a phase, [T]; None: the network does not classify."""
+        if accuracy is not None:
+            row = [_number(value) for value in accuracy]
+            self._history["phases"].append({"task": task + 1, "phase": name, "accuracy": row})
+
+    def add_facts(self, task: int, name: str, facts: dict[str, Any]) -> None:
+        """Adds what a method has to say of a phase."""
+        if facts:
+            self._history["phases"].append({"task": task + 1, "phase": name, **facts})
 
     def add_training(self, task: int, phase: Phase, steps: int, images: int, seconds: float, compiling: float) -> None:
         """Adds `steps` steps of `images` images to a phase's costs; `compiling` is a part of `seconds`."""
@@ -72,6 +84,7 @@ class Results:
                 "num_generated": evaluation.num_generated,
                 "num_real": evaluation.num_real,
                 "errors": evaluated.errors,
+                "confusion": None if evaluated.confusion is None else evaluated.confusion.tolist(),
             }
         )
         for phase, cost in evaluated.cost.items():
@@ -110,10 +123,13 @@ class Results:
             "assigned": self._matrix([e["assigned"] for e in self._history["evaluations"]]),
             "errors": [evaluation["errors"] for evaluation in self._history["evaluations"]],
             "instrument": self._history["instrument"],
+            "phases": self._history["phases"],
+            "confusion": [evaluation["confusion"] for evaluation in self._history["evaluations"]],
             "forward_flops": self._flops,
+            "classifying_flops": self._classifying_flops(),
             "cost": cost,
             "totals": {name: sum(row[name] for row in cost) for name in ("seconds", "images", "model_flops")},
-            "parameters": self._parameters(),
+            **self._parameters(),
             "versions": {
                 "jdcl_jax": jdcl_jax.__version__,
                 "python": platform.python_version(),
@@ -165,9 +181,18 @@ class Results:
             matrix[i] = [np.nan if value is None else value for value in row]
         return matrix
 
-    def _parameters(self) -> int:
-        shapes = jax.eval_shape(lambda: init_params(self._parts.unet, self._parts.setup, 0))
-        return int(parameter_overview.count_parameters(shapes))
+    def _classifying_flops(self) -> float | None:
+        parts = self._parts
+        return classifying_flops(parts.network, parts.setup.image_shape) if parts.setup.classifier else None
+
+    def _parameters(self) -> dict[str, int]:
+        """All, and those of the classifier alone: its head, and its encoder where it has one of its own."""
+        shapes = jax.eval_shape(lambda: init_params(self._parts))
+        own = {k: v for k, v in shapes.items() if k != "unet"} if self._parts.setup.classifier else {}
+        return {
+            "parameters": int(parameter_overview.count_parameters(shapes)),
+            "classifier_parameters": int(parameter_overview.count_parameters(own)) if own else 0,
+        }
 
     def _hardware(self) -> dict[str, Any]:
         device = self._parallel.devices[0]

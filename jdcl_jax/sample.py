@@ -42,14 +42,14 @@ def sample(workdir: Path, *, task: int, num: int, seed: int = 0, label: int | No
     progress = Progress()
     progress.start("sample", num, task=run.task, counts=False)
     seen = [c for group in parts.sequence.groups[: run.task] for c in group]
-    labels = _labels(parts.setup.num_classes, seen, label, num)
+    labels = _labels(parts.setup.asks_for_classes, seen, label, num)
     images = generator(run.params, named_key(seed, "sample"), num, labels, progress.update)
     progress.close()
     return images
 
 
-def _labels(num_classes: int, seen: list[int], label: int | None, num: int) -> np.ndarray | None:
-    if num_classes == 0:
+def _labels(asks_for_classes: bool, seen: list[int], label: int | None, num: int) -> np.ndarray | None:
+    if not asks_for_classes:
         if label is not None:
             raise UserError("--label needs a conditional denoiser; this run's is unconditional, leave --label out")
         return None

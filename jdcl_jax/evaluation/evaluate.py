@@ -1,7 +1,7 @@
 """All scores of one generator after one task: one row of every matrix R."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -12,9 +12,10 @@ from jdcl_jax.evaluation.features import Classifier, FeatureExtractor
 from jdcl_jax.evaluation.real import RealSide
 from jdcl_jax.evaluation.scores import (
     CoverageScore,
-    DenoiserScore,
     FeatureScore,
     LabelScore,
+    Measured,
+    MeasuredScore,
     Score,
     check_conditional,
     check_measured,
@@ -89,8 +90,7 @@ def evaluate_generator(
     classifier: Classifier,
     extractors: Mapping[str, FeatureExtractor] | None = None,
     labels: np.ndarray | None = None,
-    measured: Mapping[str, tuple[np.ndarray, float]] | None = None,
-    measured_images: int | Sequence[int] | np.ndarray | None = None,
+    measured: Mapping[str, Measured] | None = None,
 ) -> Evaluation:
     """Scores generated images against the test images of every seen task and of their union.
 
@@ -112,9 +112,8 @@ def evaluate_generator(
         classifier: predicts classes, and is the extractor named "classifier".
         extractors: further extractors by name ("inception"), as the scores need them.
         labels: int [M], the class of a seen task that each image was asked to show; None if unconditional.
-        measured: scores of the denoiser: name -> (row float64 [T], value on the union). Those that are not
-            among `scores` are left out, and so are entries of tasks not seen yet.
-        measured_images: of how many test images of each task at most, one number or [T]; None: of all.
+        measured: scores of the network itself. Those that are not among `scores` are left out, and so are
+            entries of tasks not seen yet.
 
     Raises:
         UserError: an unknown score, a missing extractor, label or measurement, too few images, images of
@@ -129,8 +128,8 @@ def evaluate_generator(
     known = {**(extractors or {}), classifier.name: classifier}
     entries: dict[str, _Entry] = {}
     for name, score in chosen.items():
-        if isinstance(score, DenoiserScore):
-            entries[name] = _measured(name, measured or {}, measured_images, real, task)
+        if isinstance(score, MeasuredScore):
+            entries[name] = _measured(name, (measured or {})[name], real, task)
         elif isinstance(score, CoverageScore):
             entries[name] = _coverage(score, real, task, samples)
         elif isinstance(score, LabelScore):
@@ -254,25 +253,18 @@ def _on_labels(score: LabelScore, real: RealSide, task: int, samples: _Samples) 
     )
 
 
-def _measured(
-    name: str,
-    measured: Mapping[str, tuple[np.ndarray, float]],
-    images: int | Sequence[int] | np.ndarray | None,
-    real: RealSide,
-    task: int,
-) -> _Entry:
+def _measured(name: str, measured: Measured, real: RealSide, task: int) -> _Entry:
     tasks = len(real.groups)
-    row, union = np.array(measured[name][0], np.float64), float(measured[name][1])
-    counts = np.array(real.test.counts if images is None else images, np.int64)
-    if row.shape != (tasks,) or counts.shape not in ((), (tasks,)):
+    row, counts = np.array(measured.row, np.float64), np.array(measured.images, np.int64)
+    if row.shape != (tasks,) or counts.shape != (tasks,):
         raise UserError(
             f"{name} was measured as a row of shape {row.shape} on images of shape {counts.shape}: "
-            f"give a value for each of the {tasks} tasks, and one count or as many"
+            f"give a value and a count for each of the {tasks} tasks"
         )
     row[task + 1 :] = np.nan
-    per_task = [int(n) for n in np.minimum(counts, real.test.counts)]
+    per_task = [int(n) for n in counts]
     num_real: Counts = {"per_task": per_task, "union": sum(per_task[: task + 1])}
-    return _Entry(row, union, {"per_task": 0, "union": 0}, num_real)
+    return _Entry(row, float(measured.union), {"per_task": 0, "union": 0}, num_real)
 
 
 def _num_real(score: Score, real: RealSide, task: int) -> Counts:

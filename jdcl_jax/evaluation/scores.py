@@ -5,7 +5,8 @@ distance on Inception features is `fid`, only the kernel distance on them `kid`.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -73,22 +74,34 @@ class LabelScore:
 
 
 @dataclasses.dataclass(frozen=True)
-class DenoiserScore:
-    """A score of the denoiser itself, measured elsewhere on test images; it needs no generated image.
+class MeasuredScore:
+    """A score of the network itself, measured elsewhere on real images; it needs no generated image.
 
     Attributes:
         description: one line for tables and reports.
         lower_is_better: direction.
+        needs: what must be there to measure it: "likelihood" (`evaluation.likelihood.images`), "classifier" (one that
+            learns along), "average" (such a classifier, and averaged weights), "validation" (such a classifier, and
+            held-out training images), or nothing.
     """
 
     description: str
-    lower_is_better: bool = True
+    lower_is_better: bool = False
+    needs: str | None = None
     features: None = None
     least: int = 1
     most: None = None
 
 
-Score = FeatureScore | CoverageScore | LabelScore | DenoiserScore
+Score = FeatureScore | CoverageScore | LabelScore | MeasuredScore
+
+
+class Measured(NamedTuple):
+    """One measured score: its values per task float64 [T] and on the union, and of how many images each task's is."""
+
+    row: np.ndarray
+    union: float
+    images: np.ndarray
 
 
 def _frechet(real: RealSet, generated: np.ndarray) -> float:
@@ -111,8 +124,19 @@ def _share_equal(asked: np.ndarray, predicted: np.ndarray) -> float:
     return float(np.mean(asked == predicted))
 
 
-def _bound(variance: str) -> DenoiserScore:
-    return DenoiserScore(f"Bound on the code length in bits/dim with the {variance} variance, held-out test images")
+def _bound(variance: str) -> MeasuredScore:
+    words = f"Bound on the code length in bits/dim with the {variance} variance, held-out test images"
+    return MeasuredScore(words, True, "likelihood")
+
+
+def _accuracy(words: str, needs: str = "classifier") -> MeasuredScore:
+    return MeasuredScore(f"Accuracy of the network's own classifier, {words}", needs=needs)
+
+
+def _probe(words: str) -> MeasuredScore:
+    return MeasuredScore(
+        f"Accuracy of {words} on the denoiser's pooled features at t = 0, fitted to training images of all tasks seen"
+    )
 
 
 def _on(features: str, words: str, names: tuple[str, str, str, str]) -> dict[str, Score]:
@@ -170,7 +194,16 @@ SCORES: dict[str, Score] = {
     ),
     "bpd_fixed_small": _bound("fixed-small (posterior)"),
     "bpd_fixed_large": _bound("fixed-large (beta_t)"),
-    "eps_mse": DenoiserScore("Mean over all t of the mean squared error of the predicted noise, held-out test images"),
+    "eps_mse": MeasuredScore(
+        "Mean over all t of the mean squared error of the predicted noise, held-out test images", True, "likelihood"
+    ),
+    "accuracy": _accuracy("any class of the data set may be answered (class-incremental), test images"),
+    "accuracy_masked": _accuracy("the task is told and only its classes may be answered (task-aware), test images"),
+    "accuracy_raw": _accuracy("class-incremental, with the raw weights, test images"),
+    "accuracy_ema": _accuracy("class-incremental, with the averaged weights, test images", "average"),
+    "accuracy_validation": _accuracy("class-incremental, held-out training images", "validation"),
+    "linear_probe": _probe("a linear classifier"),
+    "knn_probe": _probe("a nearest-neighbour classifier"),
 }
 
 
@@ -194,22 +227,40 @@ def needed_features(names: Iterable[str]) -> frozenset[str]:
 
 
 def needs_likelihood(names: Iterable[str]) -> list[str]:
-    """Which of these scores are measured on the denoiser, so only if `evaluation.likelihood.images` > 0; in order."""
-    return [name for name, score in select(names).items() if isinstance(score, DenoiserScore)]
+    """Which of these scores need `evaluation.likelihood.images` > 0; in order."""
+    chosen = select(names).items()
+    return [name for name, score in chosen if isinstance(score, MeasuredScore) and score.needs == "likelihood"]
+
+
+_LACKING = {
+    "likelihood": "write evaluation.likelihood.images=16 (test images per task to measure it on)",
+    "classifier": "write classifier.kind=joint",
+    "average": "write classifier.kind=joint and train.ema=0.995",
+    "validation": "write classifier.kind=joint and data.validation=0.05",
+    None: "measure it",
+}
 
 
 def check_measured(names: Iterable[str], measured: Collection[str]) -> None:
-    """Checks that every chosen score of the denoiser is among the `measured` ones.
+    """Checks that every chosen score that is measured on the network is among the `measured` ones.
 
     Raises:
         UserError: one is not.
     """
-    for name in needs_likelihood(names):
-        if name not in measured:
-            raise UserError(
-                f"evaluation.scores has {name}; write evaluation.likelihood.images=16 (test images per task to "
-                f"measure it on), or leave {name} out"
-            )
+    for name, score in select(names).items():
+        if isinstance(score, MeasuredScore) and name not in measured:
+            raise UserError(f"evaluation.scores has {name}; {_LACKING[score.needs]}, or leave {name} out")
+
+
+def check_needs(names: Iterable[str], there: Mapping[str, bool]) -> None:
+    """Checks that what the chosen scores need is there: need -> whether it is.
+
+    Raises:
+        UserError: something is not.
+    """
+    chosen = select(names).items()
+    met = [n for n, score in chosen if isinstance(score, MeasuredScore) and (not score.needs or there[score.needs])]
+    check_measured(names, met)
 
 
 def check_conditional(names: Iterable[str], conditional: bool) -> None:

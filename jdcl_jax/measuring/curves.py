@@ -20,6 +20,7 @@ from jdcl_jax.data.tasks import TaskSplit
 from jdcl_jax.diffusion.likelihood import VARIANCES, Bound, bits_per_dim_terms, make_bound, prior_bits
 from jdcl_jax.diffusion.process import q_sample, squared_error, to_x0_and_eps
 from jdcl_jax.diffusion.schedule import alpha_bars
+from jdcl_jax.evaluation.scores import Measured
 from jdcl_jax.keys import example_normal, named_key
 from jdcl_jax.methods.method import Setup
 from jdcl_jax.training.parallel import Parallel
@@ -57,18 +58,19 @@ class Curves:
             "images": np.array(self.images, np.int32),
         }
 
-    def measured(self, counts: np.ndarray) -> dict[str, tuple[np.ndarray, float]]:
-        """Score -> (per task float64 [T_tasks], on the union): bits/dim and the mean error over all t.
-
-        The union weighs tasks by `counts`, how many test images they have, as other scores do.
-        """
+    def measured(self, counts: np.ndarray) -> dict[str, Measured]:
+        """Bits/dim and the mean error over all t; the union weighs tasks by `counts`, their test images."""
         rows: dict[str, np.ndarray] = {
             f"bpd_{variance}": self.prior_bits + np.sum(values, axis=1, dtype=np.float64)
             for variance, values in self.bits.items()
         }
         rows["eps_mse"] = self.eps_mse.mean(axis=1, dtype=np.float64)
         seen = np.isfinite(self.prior_bits)
-        return {name: (row, float(np.average(row[seen], weights=counts[seen]))) for name, row in rows.items()}
+        images = np.minimum(counts, self.images)
+        return {
+            name: Measured(row, float(np.average(row[seen], weights=counts[seen])), images)
+            for name, row in rows.items()
+        }
 
 
 class DenoiserMeter:

@@ -11,6 +11,7 @@ from jdcl_jax.assembly import Parts
 from jdcl_jax.data.arrays import Split
 from jdcl_jax.evaluation.evaluate import Evaluation
 from jdcl_jax.keys import named_key
+from jdcl_jax.measuring.classifying import ClassifierMeter
 from jdcl_jax.measuring.curves import Curves, DenoiserMeter, rows_of
 from jdcl_jax.measuring.generation import Generator, balanced_labels
 from jdcl_jax.measuring.scoring import Scorer
@@ -41,6 +42,7 @@ class Evaluated:
         methods with a buffer "buffer", on the old tasks' images in it, beside "held_out", on the old tasks' held-out
         ones; None where there are no such images.
       cost: of "evaluate" and of "measure".
+      confusion: int64 [C, C], true class by answer of the network's classifier on the test images seen; None without.
     """
 
     images: np.ndarray
@@ -48,6 +50,7 @@ class Evaluated:
     curves: Curves | None
     errors: dict[str, float | None]
     cost: dict[str, Cost]
+    confusion: np.ndarray | None = None
 
 
 class Evaluator:
@@ -67,6 +70,7 @@ class Evaluator:
         self.scorer = Scorer(parts, say)
         self._generator = Generator(parts.setup, parallel, parts.config.evaluation.batch_size)
         self._meter = DenoiserMeter(parts, parallel)
+        self._classifier = ClassifierMeter(parts, parallel)
 
     def __call__(self, state: TrainState, memory: Memory, task: int, progress: Progress) -> Evaluated:
         """Measures after a task (from 0), with the weights that the config names."""
@@ -75,24 +79,30 @@ class Evaluator:
         self._meter.passes = 0
         curves = self._curves(params, task, progress)
         errors = self._errors(params, memory, task)
+        classified, confusion = self._classifier.measured(state, task)
         measuring = Cost(time.perf_counter() - started, self._meter.compile_seconds - compiled, self._meter.passes)
         started, compiled = time.perf_counter(), self._generator.compile_seconds
         images, labels = self._sample(params, task, progress)
-        measured = curves.measured(self._parts.sequence.test.counts) if curves else {}
+        measured = {**classified, **(curves.measured(self._parts.sequence.test.counts) if curves else {})}
         evaluation = self.scorer(images, task, labels=labels, measured=measured)
         drawing = Cost(
             time.perf_counter() - started, self._generator.compile_seconds - compiled, len(images) * self._passes()
         )
-        return Evaluated(images, evaluation, curves, errors, {"measure": measuring, "evaluate": drawing})
+        cost = {"measure": measuring, "evaluate": drawing}
+        return Evaluated(images, evaluation, curves, errors, cost, confusion)
+
+    def accuracy_by_task(self, state: TrainState, task: int) -> np.ndarray | None:
+        """Accuracy on each task's test images, float64 [T], with the config's weights; None without a classifier."""
+        return self._classifier.by_task(state, task)
 
     def _passes(self) -> int:
         setup = self._parts.setup
-        return setup.sampler.steps * (2 if setup.num_classes and setup.guidance > 0 else 1)
+        return setup.sampler.steps * setup.sampling_passes
 
     def _sample(self, params: Any, task: int, progress: Progress) -> tuple[np.ndarray, np.ndarray | None]:
         num, setup = self._parts.config.evaluation.num_samples, self._parts.setup
         seen = [c for group in setup.groups[: task + 1] for c in group]
-        labels = balanced_labels(seen, num) if setup.num_classes else None
+        labels = balanced_labels(seen, num) if setup.asks_for_classes else None
         progress.start("sample", num, task=task + 1, counts=False)
         key = named_key(setup.seed, "task", task, "evaluate")
         images = self._generator(params, key, num, labels, progress.update)

@@ -19,7 +19,7 @@ from jdcl_jax.evaluation.evaluate import Evaluation, evaluate_generator
 from jdcl_jax.evaluation.features import FeatureExtractor
 from jdcl_jax.evaluation.inception_features import InceptionFeatures
 from jdcl_jax.evaluation.real import RealSide
-from jdcl_jax.evaluation.scores import select
+from jdcl_jax.evaluation.scores import Measured, select
 
 
 class Scorer:
@@ -41,7 +41,6 @@ class Scorer:
         evaluation = parts.config.evaluation
         self._names = tuple(evaluation.scores)
         self._real = RealSide(parts.sequence)
-        self._measured_images = int(evaluation.likelihood.images)
         self._extractors: dict[str, FeatureExtractor] = {}
         self.instrument: dict[str, Any] = {}
         if any(score.features == "inception" for score in select(self._names).values()):
@@ -80,7 +79,7 @@ class Scorer:
         task: int,
         *,
         labels: np.ndarray | None = None,
-        measured: Mapping[str, tuple[np.ndarray, float]] | None = None,
+        measured: Mapping[str, Measured] | None = None,
     ) -> Evaluation:
         """All scores of generated images uint8 [N, H, W, C] after a task (from 0).
 
@@ -88,7 +87,7 @@ class Scorer:
           images: drawn from the denoiser.
           task: the last one learned.
           labels: int [N], the classes that a conditional denoiser was asked for.
-          measured: scores of the denoiser itself, per task and on the union.
+          measured: scores of the network itself.
         """
         return evaluate_generator(
             images,
@@ -99,7 +98,6 @@ class Scorer:
             extractors=self._extractors,
             labels=labels,
             measured=measured,
-            measured_images=self._measured_images,
         )
 
 

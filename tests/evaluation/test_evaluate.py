@@ -11,6 +11,7 @@ from jdcl_jax.evaluation.frechet import frechet_distance_of_features
 from jdcl_jax.evaluation.kernel import kernel_distance
 from jdcl_jax.evaluation.precision_recall import precision_and_recall
 from jdcl_jax.evaluation.real import RealSide
+from jdcl_jax.evaluation.scores import Measured
 
 # Three tasks; the classes of a task are not neighbours.
 GROUPS = ((4, 1), (0, 3), (2, 5))
@@ -203,12 +204,16 @@ def test_labels_that_cannot_be_are_refused(sequence):
         run(sequence, ["label_accuracy"])
 
 
-MEASURED = {"eps_mse": (np.array([0.25, 0.5, np.nan]), 0.375), "bpd_fixed_small": (np.array([3.0, 4.0, 9.0]), 3.5)}
+IMAGES = np.array([10, 11, 8])
+MEASURED = {
+    "eps_mse": Measured(np.array([0.25, 0.5, np.nan]), 0.375, IMAGES),
+    "bpd_fixed_small": Measured(np.array([3.0, 4.0, 9.0]), 3.5, IMAGES),
+}
 
 
 def test_scores_of_the_denoiser_are_merged_in_the_order_asked_for(sequence):
     scores = ["bpd_fixed_small", "kld", "eps_mse"]
-    result = run(sequence, scores, measured=MEASURED, measured_images=11)
+    result = run(sequence, scores, measured=MEASURED)
     assert list(result.per_task) == list(result.union) == scores
     np.testing.assert_array_equal(result.per_task["eps_mse"], [0.25, 0.5, np.nan])
     np.testing.assert_array_equal(result.per_task["bpd_fixed_small"], [3.0, 4.0, np.nan])  # task 3 was not seen
@@ -216,17 +221,9 @@ def test_scores_of_the_denoiser_are_merged_in_the_order_asked_for(sequence):
     assert (result.union["bpd_fixed_small"], result.union["eps_mse"]) == (3.5, 0.375)
     assert result.union["kld"] == run(sequence, ["kld"]).union["kld"]
     assert result.num_generated["eps_mse"] == {"per_task": 0, "union": 0}
-    # 11 images a task, of which the first and the last have but 10 and 8; the union is of the two seen.
+    # The union is of the two tasks seen.
     assert result.num_real["eps_mse"] == {"per_task": [10, 11, 8], "union": 21}
     assert MEASURED["bpd_fixed_small"][0][2] == 9.0, "the caller's row stays as it is"
-
-
-def test_measured_images_are_all_test_images_unless_said_per_task(sequence):
-    def counts(images):
-        return run(sequence, ["eps_mse"], measured=MEASURED, measured_images=images).num_real["eps_mse"]
-
-    assert counts(None) == {"per_task": [10, 12, 8], "union": 22}
-    assert counts([4, 3, 5]) == counts(np.array([4, 3, 5])) == {"per_task": [4, 3, 5], "union": 7}
 
 
 def test_a_score_of_the_denoiser_that_was_not_measured_says_which_key_to_write(sequence):
@@ -235,10 +232,10 @@ def test_a_score_of_the_denoiser_that_was_not_measured_says_which_key_to_write(s
     with pytest.raises(UserError, match="has eps_mse; write"):
         run(sequence, ["eps_mse"])
     assert set(run(sequence, ["kld"], measured=MEASURED).union) == {"kld"}
-    with pytest.raises(UserError, match="give a value for each of the 3 tasks"):
-        run(sequence, ["eps_mse"], measured={"eps_mse": (np.zeros(2), 0.0)})
-    with pytest.raises(UserError, match="give a value for each of the 3 tasks, and one count or as many"):
-        run(sequence, ["eps_mse"], measured=MEASURED, measured_images=[4, 4])
+    with pytest.raises(UserError, match="give a value and a count for each of the 3 tasks"):
+        run(sequence, ["eps_mse"], measured={"eps_mse": Measured(np.zeros(2), 0.0, IMAGES)})
+    with pytest.raises(UserError, match="give a value and a count for each of the 3 tasks"):
+        run(sequence, ["eps_mse"], measured={"eps_mse": Measured(np.zeros(3), 0.0, IMAGES[:2])})
 
 
 def test_other_features_come_from_their_own_extractor(sequence):

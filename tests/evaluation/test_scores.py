@@ -32,6 +32,13 @@ def test_every_score_has_its_direction_and_its_features():
         "bpd_fixed_small": (True, None),
         "bpd_fixed_large": (True, None),
         "eps_mse": (True, None),
+        "accuracy": (False, None),
+        "accuracy_masked": (False, None),
+        "accuracy_raw": (False, None),
+        "accuracy_ema": (False, None),
+        "accuracy_validation": (False, None),
+        "linear_probe": (False, None),
+        "knn_probe": (False, None),
     }
 
 

@@ -106,11 +106,12 @@ def test_tasks_not_seen_are_unknown(parts) -> None:
 def test_bits_per_dim_is_the_whole_sum_and_the_union_weighs_tasks_by_their_images() -> None:
     bits = {v: np.array([[1, 2, 4], [1, 1, 1], [np.nan] * 3], np.float32) for v in VARIANCES}
     curves = Curves(np.array([[3, 3, 6], [1, 1, 1], [np.nan] * 3]), bits, np.array([0.5, 0.25, np.nan]), 2)
-    row, union = curves.measured(np.array([30, 10, 50]))["bpd_fixed_small"]
+    row, union, images = curves.measured(np.array([30, 1, 50]))["bpd_fixed_small"]
+    assert images.tolist() == [2, 1, 2]
     assert row[:2].tolist() == [7.5, 3.25]
     assert np.isnan(row[2])
-    assert union == pytest.approx((3 * 7.5 + 3.25) / 4)
-    assert curves.measured(np.array([30, 10, 50]))["eps_mse"][0][:2].tolist() == [4.0, 1.0]
+    assert union == pytest.approx((30 * 7.5 + 3.25) / 31)
+    assert curves.measured(np.array([30, 1, 50]))["eps_mse"][0][:2].tolist() == [4.0, 1.0]
 
 
 def test_the_mean_error_is_over_evenly_spaced_timesteps(parts) -> None:
