@@ -37,7 +37,7 @@ FLOORS = {
         ),
         4,
     ),
-    **dict.fromkeys(("main", "sample", "report", "study", "fisher", "pitfalls"), 5),
+    **dict.fromkeys(("main", "sample", "report", "study", "fisher", "pitfalls", "figures"), 5),
 }
 FOUNDATION = {"errors", "keys", ""}  # "" is jdcl_jax itself: its version
 BESIDE = {("evaluation", "jdcl_jax.models"), ("evaluation", "jdcl_jax.data.arrays")}  # of one floor, yet allowed

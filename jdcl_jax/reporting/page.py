@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jdcl_jax.reporting import html, plots
+from jdcl_jax.reporting import accuracy, html, plots
 from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.runs import Run, Score, floats, load_run, summary_names
 from jdcl_jax.reporting.table import formulas
@@ -50,6 +50,8 @@ def _context(run: Run) -> dict[str, Any]:
         "curves": _curves(scores),
         "heat_maps": _heat_maps(scores, results.get("assigned")),
         "samples": sample_pictures(run),
+        "accuracy": _accuracy(run),
+        "replay": [row for row in results.get("phases") or [] if "replay" in row],
         "cost": cost,
         "cost_picture": html.picture(plots.cost_bars(cost)) if cost else "",
         "totals": results.get("totals") or {},
@@ -102,6 +104,25 @@ def _heat_maps(scores: Mapping[str, Score], assigned: Any) -> dict[str, str]:
         if counts.ndim == 2 and np.isfinite(counts).any():
             pictures["assigned"] = plots.assigned_map(counts)
     return {name: html.picture(figure) for name, figure in pictures.items()}
+
+
+def _accuracy(run: Run) -> dict[str, str]:
+    """Pictures of a network that classifies, by caption: after each phase, and the confusion after the last task."""
+    rows, pictures = accuracy.phase_rows(run), {}
+    if rows:
+        pictures["accuracy on each task after each phase"] = accuracy.phases_figure(rows, "class-incremental accuracy")
+    known = [matrix for matrix in run.results.get("confusion") or [] if matrix]
+    if known:
+        names = class_names(run, len(known[-1]))
+        title = f"answers after task {len(known)}"
+        pictures["confusion matrix"] = accuracy.confusion_figure(np.array(known[-1]), names, title)
+    return {name: html.picture(figure) for name, figure in pictures.items()}
+
+
+def class_names(run: Run, count: int) -> list[str]:
+    """Names of the classes 0..count-1 as the tasks give them; the number of those in no task."""
+    known = {c: name for task in run.results["tasks"] for c, name in zip(task["classes"], task["names"], strict=True)}
+    return [known.get(c, str(c)) for c in range(count)]
 
 
 def sample_pictures(run: Run) -> dict[str, str]:
