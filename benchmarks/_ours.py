@@ -13,6 +13,7 @@ import numpy as np
 from _sizes import CLIP_NORM, EMA, LEARNING_RATE, NUM_IMAGES, TIMESTEPS, WEIGHT_DECAY, Size
 
 import jdcl_jax
+from jdcl_jax import protocols
 from jdcl_jax.assembly import Parts, RunArrays, assemble, phase_optimizer
 from jdcl_jax.config import default_config, set_method
 from jdcl_jax.keys import named_key
@@ -31,6 +32,7 @@ def make_parts(size: Size, sampler_steps: int = 10) -> Parts:
     config = default_config()
     set_method(config, "finetune")
     with config.unlocked():
+        protocols.denoiser_of_gd(config)
         config.data.update(image_size=side, flip=False, validation=0.0)
         config.tasks.num_tasks = 1
         config.model.update(

@@ -78,7 +78,9 @@ def parts_of(config_file: str, method: str) -> Parts:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/digits.py", help="a config file, with FILE:ARG as in main")
+    parser.add_argument(
+        "--config", default="configs/digits.py:generation", help="a config file, with FILE:ARG as in main"
+    )
     parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds of each side")
     parser.add_argument("--out", type=Path, help="a JSON file for the result")

@@ -1,32 +1,43 @@
-"""Split ImageNet100 at 64x64, 5 tasks x 20 classes: the stream of JDCL (arXiv 2411.08224 [code]).
+"""Split ImageNet100 at 64x64, 5 tasks x 20 classes: JDCL (arXiv 2411.08224 [code]).
 
-    python -m jdcl_jax.main --config=configs/imagenet100.py:gd,data.name=folder:/data/imagenet100
+    python -m jdcl_jax.main --config=configs/imagenet100.py:data.name=folder:/data/imagenet100
 
-The folder has `train/` and `test/` with one folder per class. The network has 192 channels and attention at 16 and 8
-as in JDCL; 90,000 steps a task [code]. Training images take 1.5 GB on the device. About 1.2e20 FLOPs with GD: for
-several GPUs or a TPU host, and days.
+The folder has `train/` and `test/` with one folder per class. 114 M parameters and 11.6 M of the classifier: 192
+channels, a hidden layer of 2,048, and attention at one resolution; that it is 16 and not 8 is our choice, which the
+published sizes do not tell. 120,000 steps for the first task, then 90,000 of the local and 90,000 of the global stage
+at batch 256, 1,040 replay images per class [code]. Training images take 1.5 GB on the device, replayed ones 1.3 GB
+twice. Published final average accuracy: 54.53, joint training 50.59 [2nd]. For several GPUs or a TPU host, and days.
+
+Presets: `paper` and `released` as in configs/cifar10.py.
 """
 
 import ml_collections
 
+from jdcl_jax import protocols
 from jdcl_jax.config import default_config, with_arguments
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """arg: a method and key=value pairs, such as "gr,data.name=folder:PATH"."""
+    """arg: a method, presets, and key=value pairs, such as "gr,data.name=folder:PATH"."""
     config = default_config()
     config.data.update(name="folder:imagenet100", image_size=64)
-    config.model.update(
-        channels=(192, 384, 384, 384),
-        layers_per_block=3,
-        attention_resolutions=(16, 8),
-        head_channels=0,
-        heads=4,
-        scale_shift=True,
-        dropout=0.1,
-        dtype="bfloat16",
-    )
-    config.train.update(steps=90_000, batch_size=256, ema=0.9999)
-    config.evaluation.weights = "ema"
+    config.model.update(channels=(192, 384, 384, 384), attention_resolutions=(16,), dtype="bfloat16")
+    config.classifier.hidden = 2048
+    config.train.steps = 90_000
     config.evaluation.classifier.update(channels=(32, 64, 128, 256), features=256, steps=20_000)
-    return with_arguments(config, arg)
+    options = {"quota": 1040, "global_steps": 90_000, "first_steps": 120_000}
+    return with_arguments(config, arg, {"paper": paper, "released": released}, options)
+
+
+def paper(config: ml_collections.ConfigDict) -> None:
+    """JDCL on ImageNet100 (arXiv 2411.08224)."""
+    config.tasks.num_tasks = 5
+    config.model.update(channels=(192, 384, 384, 384), layers_per_block=3, attention_resolutions=(16,))
+    config.classifier.hidden = 2048
+    protocols.jdcl(config, quota=1040, local=90_000, after=90_000, first=120_000)
+
+
+def released(config: ml_collections.ConfigDict) -> None:
+    """JDCL's released code on ImageNet100 (arXiv 2411.08224 [code])."""
+    paper(config)
+    protocols.released(config)

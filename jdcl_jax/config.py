@@ -23,12 +23,14 @@ from jdcl_jax.methods.registry import (
 
 Preset = Callable[[ml_collections.ConfigDict], None]
 
+GENERATION_SCORES = ("fd_classifier", "kd_classifier", "precision_classifier", "recall_classifier", "kld", "ard")
+
 
 def default_config() -> ml_collections.ConfigDict:
-    """All keys; defaults are Generative Distillation's on CIFAR-10 (arXiv 2311.14028 [code]) or marked [ours]."""
+    """All keys; defaults are JDCL's on CIFAR-10 (arXiv 2411.08224 [code]) or marked [ours]."""
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.method = ml_collections.ConfigDict({"name": "gd", **default_options("gd")})
+    config.method = ml_collections.ConfigDict({"name": "jdcl", **default_options("jdcl")})
     config.data = _section(
         name="cifar10",  # digits, a TFDS name, npz:PATH or folder:PATH
         dir="",  # where TFDS data was prepared; empty: TFDS's own default
@@ -36,6 +38,7 @@ def default_config() -> ml_collections.ConfigDict:
         fit="resize",  # resize or pad
         flip=True,
         validation=0.05,  # share held out of train, per class [ours]
+        label_fraction=1.0,  # share of each class's training labels that is known
         device_memory_mib=4096,  # a larger training set stays in host memory and is fed to the device [ours]
     )
     config.tasks = _section(
@@ -44,34 +47,29 @@ def default_config() -> ml_collections.ConfigDict:
         order="natural",  # natural, shuffled, shuffled:SEED, gd-42, gd-69, gd-1714, or "3,1,2,..."
         first=0,  # only the first n tasks of the sequence; 0: all
     )
-    config.model = _section(
-        channels=(128, 256, 256, 256),
-        layers_per_block=2,
-        attention_resolutions=(16,),
-        head_channels=8,
-        heads=0,  # with head_channels=0: that many heads in every attention
-        groups=32,
-        scale_shift=False,
-        dropout=0.0,
-        class_conditional=False,
-        label_dropout=0.1,  # of a conditional network, for classifier-free guidance [ours]
-        dtype="float32",  # float32 or bfloat16; parameters and statistics stay float32
-    )
+    _networks(config)
     config.diffusion = _section(
-        schedule="linear", timesteps=1000, beta_start=1e-4, beta_end=0.02, zero_snr=True, prediction="eps"
+        schedule="linear", timesteps=1000, beta_start=1e-3, beta_end=0.02, zero_snr=False, prediction="eps"
     )
-    config.sampler = _section(kind="ddim", steps=20, eta=0.0, clip=True, guidance=0.0)
+    config.sampler = _section(
+        kind="ddim",
+        steps=250,
+        eta=0.0,
+        clip=True,
+        guidance=0.0,
+        towards=0.0,  # scale of guidance by the classifier of an unconditional denoiser; 0 is off
+    )
     config.train = _section(
-        steps=31_400,  # a task
+        steps=50_000,  # a task; of JDCL, its local stage
         epochs=0,  # instead of steps: passes over each task's data; 1 is an online, single-pass stream
-        batch_size=64,
-        optimizer="adam",
+        batch_size=256,
+        optimizer="adamw",
         learning_rate=2e-4,
         schedule="constant",  # constant or cosine
         warmup=0,
-        weight_decay=0.0,  # adamw only
-        clip_norm=1.0,
-        ema=0.0,  # decay, with warm-up; 0 is off
+        weight_decay=0.01,  # adamw only
+        clip_norm=0.0,  # 0 does not clip
+        ema=0.9999,  # decay, with warm-up; 0 is off
         reset_optimizer=True,  # at each task
         steps_per_call=10,  # in one compiled call; must divide steps
         log_every=100,
@@ -82,15 +80,44 @@ def default_config() -> ml_collections.ConfigDict:
     return config.lock()
 
 
+def _networks(config: ml_collections.ConfigDict) -> None:
+    config.views = _section(
+        crop_scale=0.85,  # smallest share of the area that the random resized crop of the weak view keeps; 1: none
+        operations=2,  # of the strong view's RandAugment, for the classifier
+        magnitude=10,  # of them, 1 to 10
+        cutout=0.5,  # side of the strong view's cut-out square as a share of the image's side
+    )
+    config.model = _section(
+        channels=(128, 256, 256, 256),
+        layers_per_block=3,
+        attention_resolutions=(16, 8),
+        head_channels=0,
+        heads=4,  # with head_channels=0: that many heads in every attention
+        groups=32,
+        scale_shift=True,
+        dropout=0.1,
+        class_conditional=False,
+        label_dropout=0.1,  # of a conditional network, for classifier-free guidance [ours]
+        dtype="float32",  # float32 or bfloat16; parameters and statistics stay float32
+    )
+    config.classifier = _section(
+        kind="joint",  # on the denoiser's pooled features, "separate" with an encoder of its own, or "none"
+        hidden=1024,
+        dropout=0.1,
+        weight=0.001,  # alpha, of the cross-entropy beside the denoising loss
+    )
+
+
 def _evaluation() -> ml_collections.ConfigDict:
     evaluation = _section(
-        scores=("fd_classifier", "kd_classifier", "precision_classifier", "recall_classifier", "kld", "ard"),
+        scores=("accuracy", "accuracy_masked", *GENERATION_SCORES),
         num_samples=10_000,
         batch_size=500,
-        weights="raw",  # raw or ema
+        weights="ema",  # raw or ema
         inception_weights="",  # a weights file, for fid, kid, precision_inception, recall_inception
         cache_dir="",  # of the classifier behind the scores; empty: ~/.cache/jdcl_jax
     )
+    evaluation.probe = _section(images=5000)  # training images of the tasks seen that the probes are fitted to, at most
     evaluation.likelihood = _section(
         images=0,  # test images of each task for bits/dim and errors at every timestep; 0 is off
         batch_size=1000,  # pairs of image and timestep at a time
@@ -113,7 +140,10 @@ def set_method(config: ml_collections.ConfigDict, name: str) -> None:
 
 
 def with_arguments(
-    config: ml_collections.ConfigDict, arg: str | None, presets: Mapping[str, Preset] | None = None
+    config: ml_collections.ConfigDict,
+    arg: str | None,
+    presets: Mapping[str, Preset] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> ml_collections.ConfigDict:
     """Applies what stands behind the colon of `--config=file.py:arg`.
 
@@ -122,6 +152,7 @@ def with_arguments(
       arg: comma-separated: at most one method, any of the file's presets, and `key=value` pairs with dotted keys:
         "gr,small,seed=1,train.steps=500". Pairs are applied last. A comma inside brackets does not separate.
       presets: the file's named variations.
+      options: what the file has for options of methods other than their defaults; each method takes those that it has.
 
     Raises:
       UserError: an unknown word, key or value type.
@@ -137,6 +168,7 @@ def with_arguments(
         raise UserError(f"--config names two methods, {' and '.join(chosen)}; write one")
     if chosen:
         set_method(config, chosen[0])
+    config.method.update({key: value for key, value in (options or {}).items() if key in config.method})
     for word in named:
         if word in presets:
             presets[word](config)

@@ -1,4 +1,4 @@
-"""Trains a diffusion model on a sequence of tasks: `python -m jdcl_jax.main --config=configs/digits.py:gd,seed=1`."""
+"""Trains a diffusion model on a sequence of tasks: `python -m jdcl_jax.main --config=configs/digits.py:jdcl,seed=1`."""
 
 import sys
 
@@ -23,7 +23,7 @@ from jdcl_jax.workdir import Workdir, default_workdir
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file and what it is given: configs/digits.py:gd,seed=1", lock_config=True
+    "config", None, "Config file and what it is given: configs/digits.py:jdcl,seed=1", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<dataset>-<method>-<seed> if not given.")
 

@@ -1,22 +1,82 @@
-"""The papers' protocols: what configs of several data sets share. A preset of a config file calls one of these."""
+"""The papers' protocols: what configs of several data sets share. A preset of a config file calls some of these."""
 
 import ml_collections
 
-from jdcl_jax.config import default_config, set_method
+from jdcl_jax.config import GENERATION_SCORES, default_config, set_method
+from jdcl_jax.evaluation.scores import SCORES, MeasuredScore
+
+CLASSIFIER_SCORES = [
+    name
+    for name, score in SCORES.items()
+    if isinstance(score, MeasuredScore) and score.needs in ("classifier", "average", "validation")
+]
+
+
+def denoiser_alone(config: ml_collections.ConfigDict) -> None:
+    """No classifier beside the denoiser, and none of the views and scores that go with one."""
+    config.classifier.kind = "none"
+    config.views.crop_scale = 1.0
+    config.evaluation.scores = tuple(name for name in config.evaluation.scores if name not in CLASSIFIER_SCORES)
+
+
+def jdcl(config: ml_collections.ConfigDict, *, quota: int, local: int, after: int, first: int = 0) -> None:
+    """JDCL (arXiv 2411.08224 [code]; "local" stages that begin with the global model, and averaged teachers [2nd]).
+
+    Images held out for validation are not mentioned and none are. Not stated: how many samples are scored.
+
+    Args:
+      config: changed in place; its method keeps its name.
+      quota: replay images per class.
+      local: steps of the local stage, or of any other method's only one.
+      after: steps of the global stage.
+      first: steps of the first task's local stage; 0: as of the others.
+    """
+    set_method(config, config.method.name)
+    config.data.update(flip=True, validation=0.0)
+    config.tasks.update(groups="", order="natural", first=0)
+    config.views.update(crop_scale=0.85, operations=2, magnitude=10, cutout=0.5)
+    config.model.update(head_channels=0, heads=4, groups=32, scale_shift=True, dropout=0.1, class_conditional=False)
+    config.classifier.update(kind="joint", dropout=0.1, weight=0.001)
+    config.diffusion.update(schedule="linear", timesteps=1000, beta_start=1e-3, beta_end=0.02)
+    config.diffusion.update(zero_snr=False, prediction="eps")
+    config.sampler.update(kind="ddim", steps=250, eta=0.0, clip=True, guidance=0.0, towards=0.0)
+    config.train.update(steps=local, epochs=0, batch_size=256, reset_optimizer=True, ema=0.9999, clip_norm=0.0)
+    config.train.update(optimizer="adamw", learning_rate=2e-4, weight_decay=0.01, schedule="constant", warmup=0)
+    config.evaluation.weights = "ema"
+    if config.method.name == "jdcl":
+        config.method.update(quota=quota, global_steps=after, first_steps=first)
+
+
+def released(config: ml_collections.ConfigDict) -> None:
+    """What JDCL's released code does otherwise [code]: local models from scratch, raw weights label and teach."""
+    if config.method.name == "jdcl":
+        config.method.update(local_start="scratch", teacher="last")
+
+
+def denoiser_of_gd(config: ml_collections.ConfigDict) -> None:
+    """The denoiser of Generative Distillation, alone, and its training (arXiv 2311.14028 [code]).
+
+    Levels, steps and batch are the data set's own.
+    """
+    denoiser_alone(config)
+    config.model.update(head_channels=8, heads=0, groups=32, scale_shift=False, dropout=0.0)
+    config.diffusion.update(schedule="linear", timesteps=1000, beta_start=1e-4, beta_end=0.02)
+    config.diffusion.update(zero_snr=True, prediction="eps")
+    config.train.update(optimizer="adam", learning_rate=2e-4, weight_decay=0.0, schedule="constant", warmup=0)
+    config.train.update(epochs=0, ema=0.0, clip_norm=1.0)
+    config.evaluation.weights = "raw"
 
 
 def generative_distillation(config: ml_collections.ConfigDict) -> None:
     """Generative Distillation (arXiv 2311.14028 [code]); network, steps and batch are the data set's own."""
     set_method(config, config.method.name)  # S = 2 and lambda of each method: their defaults are this paper's
+    denoiser_of_gd(config)
     config.data.update(image_size=32, fit="resize", validation=0.0)
     config.tasks.update(num_tasks=5, groups="", order="gd-42", first=0)
-    config.model.update(head_channels=8, heads=0, groups=32, scale_shift=False, dropout=0.0, class_conditional=False)
-    config.diffusion.update(schedule="linear", timesteps=1000, beta_start=1e-4, beta_end=0.02)
-    config.diffusion.update(zero_snr=True, prediction="eps")
-    config.sampler.update(kind="ddim", eta=0.0, clip=True, guidance=0.0)
-    config.train.update(epochs=0, reset_optimizer=True, ema=0.0, clip_norm=1.0)
-    config.train.update(optimizer="adam", learning_rate=2e-4, schedule="constant", warmup=0)
-    config.evaluation.update(num_samples=10_000, scores=("fid", "kld_epsilon", "ard"), weights="raw")
+    config.model.class_conditional = False
+    config.sampler.update(kind="ddim", eta=0.0, clip=True, guidance=0.0, towards=0.0)
+    config.train.reset_optimizer = True
+    config.evaluation.update(num_samples=10_000, scores=("fid", "kld_epsilon", "ard"))
 
 
 def rank1_ewc(config: ml_collections.ConfigDict) -> None:
@@ -25,6 +85,7 @@ def rank1_ewc(config: ml_collections.ConfigDict) -> None:
     Not stated: the network, the noise schedule, the number of scored samples, flips, clipping, validation. Its 50 DDIM
     steps are taken for the stored samples of the teacher too. It is scored with FID, which needs Inception's weights.
     """
+    denoiser_alone(config)
     config.tasks.update(num_tasks=5, groups="", order="natural", first=0)
     config.model.class_conditional = True
     config.diffusion.update(timesteps=1000, prediction="eps")
@@ -47,8 +108,14 @@ def reduced(config: ml_collections.ConfigDict) -> None:
     """
     config.tasks.first = 2
     config.model.update(channels=(16, 32, 64), layers_per_block=1, attention_resolutions=(), groups=8)
+    config.classifier.update(hidden=256, weight=0.01)
     config.train.update(epochs=0, batch_size=16, learning_rate=1e-3, ema=0.995, log_every=50)
-    config.evaluation.update(num_samples=500, batch_size=250, weights="ema", scores=default_config().evaluation.scores)
+    scores = default_config().evaluation.scores if config.classifier.kind != "none" else GENERATION_SCORES
+    config.evaluation.update(num_samples=500, batch_size=250, weights="ema", scores=scores)
     config.checkpoint.every = 100
     if config.method.get("replay") == "stored":
         config.method.update(stored_per_class=250, teacher_steps=min(config.method.teacher_steps, 10))
+    if "quota" in config.method:
+        config.method.update(quota=250, replay_steps=25, replay_batch=250)
+    if "class_delay" in config.method:
+        config.method.class_delay = 0

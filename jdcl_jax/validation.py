@@ -10,8 +10,9 @@ from jdcl_jax.diffusion.process import PREDICTIONS
 from jdcl_jax.diffusion.sampler import SAMPLERS
 from jdcl_jax.diffusion.schedule import SCHEDULES
 from jdcl_jax.errors import UserError
-from jdcl_jax.evaluation.scores import SCORES, check_conditional, check_measured, needs_likelihood, select
+from jdcl_jax.evaluation.scores import SCORES, check_conditional, check_needs, select
 from jdcl_jax.methods.registry import default_options
+from jdcl_jax.models.joint import KINDS
 from jdcl_jax.training.optimizer import LEARNING_RATE_SCHEDULES, OPTIMIZERS
 from jdcl_jax.training.parallel import MODES
 
@@ -20,6 +21,7 @@ DTYPES = ("float32", "bfloat16")
 _CHOICES = {
     "data.fit": ("resize", "pad"),
     "model.dtype": DTYPES,
+    "classifier.kind": KINDS,
     "diffusion.schedule": SCHEDULES,
     "diffusion.prediction": PREDICTIONS,
     "sampler.kind": SAMPLERS,
@@ -34,7 +36,17 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "seed": (0, 2**31 - 1),
     "data.image_size": (0, 2048),
     "data.validation": (0.0, 0.5),
+    "data.label_fraction": (0.0, 1.0),
     "data.device_memory_mib": (0, None),
+    "views.crop_scale": (0.01, 1.0),
+    "views.operations": (0, 10),
+    "views.magnitude": (1, 10),
+    "views.cutout": (0.0, 1.0),
+    "classifier.hidden": (1, None),
+    "classifier.dropout": (0.0, 0.99),
+    "classifier.weight": (0.0, None),
+    "sampler.towards": (0.0, None),
+    "evaluation.probe.images": (2, None),
     "tasks.num_tasks": (0, None),
     "tasks.first": (0, None),
     "model.layers_per_block": (1, None),
@@ -121,6 +133,11 @@ def _validate_diffusion(config: ml_collections.ConfigDict) -> None:
     if config.sampler.guidance > 0 and not config.model.class_conditional:
         raise UserError(
             "sampler.guidance needs a conditional denoiser; write model.class_conditional=True or sampler.guidance=0"
+        )
+    if config.sampler.towards > 0 and (config.model.class_conditional or config.classifier.kind != "joint"):
+        raise UserError(
+            "sampler.towards guides an unconditional denoiser by its own classifier; write classifier.kind=joint and "
+            "model.class_conditional=False, or sampler.towards=0"
         )
     if config.sampler.guidance > 0 and config.model.label_dropout == 0:
         raise UserError("sampler.guidance needs a network that also knows no class; write model.label_dropout=0.1")
@@ -228,8 +245,15 @@ def _validate_evaluation(config: ml_collections.ConfigDict) -> None:
     if not evaluation.scores:
         raise UserError(f"evaluation.scores is empty; write some of {', '.join(SCORES)}")
     scores = select(evaluation.scores)
-    check_conditional(scores, config.model.class_conditional)
-    check_measured(scores, needs_likelihood(scores) if evaluation.likelihood.images else ())
+    check_conditional(scores, config.model.class_conditional or config.sampler.towards > 0)
+    classifies = config.classifier.kind != "none"
+    there = {
+        "likelihood": evaluation.likelihood.images > 0,
+        "classifier": classifies,
+        "average": classifies and config.train.ema > 0,
+        "validation": classifies and config.data.validation > 0,
+    }
+    check_needs(scores, there)
     if not evaluation.inception_weights:
         needing = [name for name, score in scores.items() if score.features == "inception"]
         if needing:

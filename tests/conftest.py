@@ -24,6 +24,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 REPOSITORY = Path(__file__).parents[1]
 
 TINY = (
+    "generation",
     "model.channels=(8,)",
     "model.groups=4",
     "tasks.first=3",
@@ -46,6 +47,21 @@ TINY = (
     "evaluation.scores=('fd_classifier','kd_classifier','precision_classifier','recall_classifier','kld','ard')",
 )
 """What makes configs/digits.py a run of seconds, whatever the demo is tuned to."""
+
+TINY_JDCL = (
+    "jdcl",
+    "classifier.kind=joint",
+    "classifier.hidden=16",
+    "evaluation.scores=('accuracy','accuracy_masked','kld')",
+    "train.ema=0.9",
+    "evaluation.weights=ema",
+    "method.global_steps=4",
+    "method.quota=10",
+    "method.replay_steps=3",
+    "method.replay_batch=8",
+    "method.class_delay=2",
+)
+"""These words more make it a run of JDCL."""
 
 GD_RUN = ("gd", "train.steps=8", "checkpoint.every=4")
 

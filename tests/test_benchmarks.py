@@ -64,18 +64,24 @@ def test_the_arithmetic_of_a_step_is_what_its_trace_counts(benchmarks, tiny_conf
     phase = replay_cost.later_phase(parts)
     # A-GEM's two dot products of gradients are counted too: 4 operations a parameter.
     dots = 4 * parameters(parts) if method == "agem" else 0
-    forward = forward_flops(parts) * parts.setup.batch_size
+    forward = forward_flops(parts.network, parts.setup.image_shape) * parts.setup.batch_size
     assert replay_cost.counted_passes(parts, phase) == pytest.approx(phase.passes + dots / forward, rel=0.02)
 
 
 def parameters(parts) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(init_params(parts.unet, parts.setup, 0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(init_params(parts)))
 
 
 def test_the_cost_of_replay_is_counted_and_timed(tmp_path) -> None:
     out = tmp_path / "out.json"
     small = "train.batch_size=4,model.channels=(8,16),model.groups=4"
-    run("replay_cost.py", f"--config=configs/digits.py:{small}", "--methods=gd", "--repeats=2", f"--out={out}")
+    run(
+        "replay_cost.py",
+        f"--config=configs/digits.py:generation,{small}",
+        "--methods=gd",
+        "--repeats=2",
+        f"--out={out}",
+    )
     row = json.loads(out.read_text())["methods"]["gd"]
     assert row["arithmetic"] == 9
     assert row["counted"] == pytest.approx(9, rel=0.03)

@@ -21,6 +21,7 @@ from jdcl_jax.validation import validate
 
 REPOSITORY = Path(__file__).parents[1]
 DIGITS = str(REPOSITORY / "configs" / "digits.py")
+GENERATION = f"{DIGITS}:gd,generation"
 
 FORKING = """
 import json, os, sys, traceback
@@ -90,46 +91,61 @@ BAD_CONFIGS = {
     "unknown method": (f"--config={DIGITS}:gdd", "did you mean 'gd'"),
     "two methods": (f"--config={DIGITS}:gd,gr", "two methods, gd and gr"),
     "unknown preset": (f"--config={DIGITS}:gd,small", "'small' is no method"),
-    "unknown key": (f"--config={DIGITS}:train.stepz=3", "did you mean 'train.steps'"),
-    "a section is no key": (f"--config={DIGITS}:train=3", "unknown config key 'train'"),
-    "another method's option": (f"--config={DIGITS}:finetune,method.buffer_size=9", "unknown config key"),
-    "wrong type": (f"--config={DIGITS}:train.steps=many", "train.steps is 300, of type int"),
-    "a tuple of a number": (f"--config={DIGITS}:model.channels=8", "model.channels"),
-    "unknown data set": (f"--config={DIGITS}:data.name=digitz", "did you mean"),
-    "missing npz": (f"--config={DIGITS}:data.name=npz:absent.npz", "absent.npz"),
-    "missing folder": (f"--config={DIGITS}:data.name=folder:absent", "absent"),
-    "unknown score": (f"--config={DIGITS}:evaluation.scores=('fdd',)", "fdd"),
-    "a score that is no name": (f"--config={DIGITS}:evaluation.scores=('kld',['x'])", "unknown score ['x']"),
-    "no classifier": (f"--config={DIGITS}:evaluation.classifier.channels=()", "evaluation.classifier.channels is ()"),
-    "a classifier of words": (f"--config={DIGITS}:evaluation.classifier.channels=('a',)", "write one positive"),
-    "huge images": (f"--config={DIGITS}:data.image_size=100000", "data.image_size is 100000"),
-    "huge store": (f"--config={DIGITS}:gd,method.replay=stored,method.stored_per_class=1{'0' * 99}", "GiB of images"),
-    "huge calls": (f"--config={DIGITS}:train.steps_per_call=1000000000", "write train.steps_per_call=300"),
-    "no score": (f"--config={DIGITS}:evaluation.scores=()", "evaluation.scores is empty"),
-    "more tasks than classes": (f"--config={DIGITS}:tasks.num_tasks=11", "num_tasks is 11 with 10 classes"),
-    "more first tasks than tasks": (f"--config={DIGITS}:tasks.first=6", "1..5"),
-    "unknown order": (f"--config={DIGITS}:tasks.order=gd-43", "did you mean"),
-    "odd size": (f"--config={DIGITS}:data.image_size=9", "write data.image_size=10"),
-    "five levels": (f"--config={DIGITS}:model.channels=(8,8,8,8,8)", "write data.image_size=16"),
-    "attention nowhere": (f"--config={DIGITS}:model.attention_resolutions=(3,)", "the feature maps are [8, 4]"),
-    "groups": (f"--config={DIGITS}:model.groups=5", "model.groups=5"),
-    "heads": (f"--config={DIGITS}:model.head_channels=5", "model.head_channels=5"),
-    "an infinite strength": (f"--config={DIGITS}:ewc,method.ewc.strength=1e999", "method.ewc.strength is inf"),
-    "an infinite coefficient": (f"--config={DIGITS}:er,method.rehearsal_coefficient=1e999", "write a finite number"),
-    "small buffer": (f"--config={DIGITS}:er,method.buffer_size=9", "write at least 10"),
-    "buffer policy": (f"--config={DIGITS}:er,method.buffer_policy=fifo", "reservoir"),
-    "teacher steps": (f"--config={DIGITS}:gd,method.teacher_steps=0", "write 1 to 1000"),
-    "steps per call": (f"--config={DIGITS}:train.steps_per_call=7", "write train.steps_per_call=6"),
-    "batch over devices": (f"--config={DIGITS}:train.batch_size=7", "write a multiple of 2"),
-    "learning rate": (f"--config={DIGITS}:train.learning_rate=-1.0", "train.learning_rate is -1.0"),
-    "not a number": (f"--config={DIGITS}:train.learning_rate=1e999", "train.learning_rate"),
-    "decay with adam": (f"--config={DIGITS}:train.weight_decay=0.1", "train.optimizer=adamw"),
-    "average that is off": (f"--config={DIGITS}:evaluation.weights=ema", "train.ema=0.999"),
-    "guidance without classes": (f"--config={DIGITS}:sampler.guidance=2.0", "model.class_conditional=True"),
-    "too many sampling steps": (f"--config={DIGITS}:sampler.steps=1001", "diffusion.timesteps=1000"),
-    "parallel mode": (f"--config={DIGITS}:parallel.mode=vmap", "pmap, jit"),
-    "inception without weights": (f"--config={DIGITS}:evaluation.scores=('fid',)", "evaluation.inception_weights"),
-    "few samples": (f"--config={DIGITS}:evaluation.num_samples=3", "generate at least 10"),
+    "unknown key": (f"--config={GENERATION},train.stepz=3", "did you mean 'train.steps'"),
+    "a section is no key": (f"--config={GENERATION},train=3", "unknown config key 'train'"),
+    "another method's option": (f"--config={DIGITS}:generation,finetune,method.buffer_size=9", "unknown config key"),
+    "wrong type": (f"--config={GENERATION},train.steps=many", "train.steps is 300, of type int"),
+    "a tuple of a number": (f"--config={GENERATION},model.channels=8", "model.channels"),
+    "unknown data set": (f"--config={GENERATION},data.name=digitz", "did you mean"),
+    "missing npz": (f"--config={GENERATION},data.name=npz:absent.npz", "absent.npz"),
+    "missing folder": (f"--config={GENERATION},data.name=folder:absent", "absent"),
+    "unknown score": (f"--config={GENERATION},evaluation.scores=('fdd',)", "fdd"),
+    "a score that is no name": (f"--config={GENERATION},evaluation.scores=('kld',['x'])", "unknown score ['x']"),
+    "no classifier": (
+        f"--config={GENERATION},evaluation.classifier.channels=()",
+        "evaluation.classifier.channels is ()",
+    ),
+    "a classifier of words": (f"--config={GENERATION},evaluation.classifier.channels=('a',)", "write one positive"),
+    "huge images": (f"--config={GENERATION},data.image_size=100000", "data.image_size is 100000"),
+    "huge store": (f"--config={GENERATION},method.replay=stored,method.stored_per_class=1{'0' * 99}", "GiB of images"),
+    "huge calls": (f"--config={GENERATION},train.steps_per_call=1000000000", "write train.steps_per_call=300"),
+    "no score": (f"--config={GENERATION},evaluation.scores=()", "evaluation.scores is empty"),
+    "more tasks than classes": (f"--config={GENERATION},tasks.num_tasks=11", "num_tasks is 11 with 10 classes"),
+    "more first tasks than tasks": (f"--config={GENERATION},tasks.first=6", "1..5"),
+    "unknown order": (f"--config={GENERATION},tasks.order=gd-43", "did you mean"),
+    "odd size": (f"--config={GENERATION},data.image_size=9", "write data.image_size=10"),
+    "five levels": (f"--config={GENERATION},model.channels=(8,8,8,8,8)", "write data.image_size=16"),
+    "attention nowhere": (f"--config={GENERATION},model.attention_resolutions=(3,)", "the feature maps are [8, 4]"),
+    "groups": (f"--config={GENERATION},model.groups=5", "model.groups=5"),
+    "heads": (f"--config={GENERATION},model.head_channels=5", "model.head_channels=5"),
+    "an infinite strength": (
+        f"--config={DIGITS}:generation,ewc,method.ewc.strength=1e999",
+        "method.ewc.strength is inf",
+    ),
+    "an infinite coefficient": (
+        f"--config={DIGITS}:generation,er,method.rehearsal_coefficient=1e999",
+        "write a finite number",
+    ),
+    "small buffer": (f"--config={DIGITS}:generation,er,method.buffer_size=9", "write at least 10"),
+    "buffer policy": (f"--config={DIGITS}:generation,er,method.buffer_policy=fifo", "reservoir"),
+    "teacher steps": (f"--config={GENERATION},method.teacher_steps=0", "write 1 to 1000"),
+    "steps per call": (f"--config={GENERATION},train.steps_per_call=7", "write train.steps_per_call=6"),
+    "batch over devices": (f"--config={GENERATION},train.batch_size=7", "write a multiple of 2"),
+    "jdcl without a classifier": (f"--config={DIGITS}:classifier.kind=none", "classifier.kind=joint"),
+    "accuracy without a classifier": (f"--config={DIGITS}:gd,classifier.kind=none", "has accuracy"),
+    "no labels": (f"--config={DIGITS}:data.label_fraction=0.0", "data.label_fraction above 0"),
+    "a late class loss": (f"--config={DIGITS}:method.class_delay=200", "would never begin"),
+    "an option of FixMatch": (f"--config={DIGITS}:method.threshold=0.5", "data.label_fraction=0.1"),
+    "fisher beside a classifier": (f"--config={DIGITS}:ewc", "classifier.kind=none"),
+    "learning rate": (f"--config={GENERATION},train.learning_rate=-1.0", "train.learning_rate is -1.0"),
+    "not a number": (f"--config={GENERATION},train.learning_rate=1e999", "train.learning_rate"),
+    "decay with adam": (f"--config={GENERATION},train.weight_decay=0.1", "train.optimizer=adamw"),
+    "average that is off": (f"--config={GENERATION},evaluation.weights=ema", "train.ema=0.999"),
+    "guidance without classes": (f"--config={GENERATION},sampler.guidance=2.0", "model.class_conditional=True"),
+    "too many sampling steps": (f"--config={GENERATION},sampler.steps=1001", "diffusion.timesteps=1000"),
+    "parallel mode": (f"--config={GENERATION},parallel.mode=vmap", "pmap, jit"),
+    "inception without weights": (f"--config={GENERATION},evaluation.scores=('fid',)", "evaluation.inception_weights"),
+    "few samples": (f"--config={GENERATION},evaluation.num_samples=3", "generate at least 10"),
 }
 
 
@@ -161,7 +177,7 @@ BAD_FLAGS = {
 @pytest.mark.parametrize("name", BAD_FLAGS)
 def test_a_flag_that_cannot_be_is_refused_with_one_line_and_no_workdir(name, command_line, tmp_path) -> None:
     arguments, about = BAD_FLAGS[name]
-    assert about in refusal(command_line(tmp_path, f"--config={DIGITS}", "--workdir=run", *arguments))
+    assert about in refusal(command_line(tmp_path, f"--config={GENERATION}", "--workdir=run", *arguments))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,7 +222,7 @@ def test_a_weights_file_that_is_not_inception_leaves_no_workdir(kind, command_li
         weights.write_text("no weights")
     elif kind == "other network":
         np.savez(weights, kernel=np.zeros(3, np.float32))
-    config = f"--config={DIGITS}:evaluation.scores=('fid',),evaluation.inception_weights={weights}"
+    config = f"--config={GENERATION},evaluation.scores=('fid',),evaluation.inception_weights={weights}"
     line = refusal(command_line(tmp_path, config, "--workdir=run"))
     assert "weights.npz" in line
     assert [path.name for path in tmp_path.iterdir() if path != weights] == []
@@ -264,13 +280,13 @@ def test_the_default_workdir_names_data_method_and_seed(tmp_path) -> None:
     from jdcl_jax.workdir import default_workdir
 
     config = default_config()
-    assert default_workdir(config) == Path("runs/cifar10-gd-0")
+    assert default_workdir(config) == Path("runs/cifar10-jdcl-0")
     with config.unlocked():
         config.data.name, config.seed = "npz:/data/faces.npz", 3
-    assert default_workdir(config) == Path("runs/faces-gd-3")
+    assert default_workdir(config) == Path("runs/faces-jdcl-3")
     with config.unlocked():
         config.data.name = "imagenet_resized/32x32:0.1.0"
-    assert default_workdir(config) == Path("runs/imagenet_resized-32x32-0.1.0-gd-3")
+    assert default_workdir(config) == Path("runs/imagenet_resized-32x32-0.1.0-jdcl-3")
 
 
 # -- the files of configs/
