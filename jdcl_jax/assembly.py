@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from jdcl_jax.data.datasets import Dataset, load
@@ -88,6 +89,7 @@ def assemble(config: ml_collections.ConfigDict) -> Parts:
     asking = config.model.class_conditional or config.sampler.towards > 0
     sizes = [len(group) for group in groups] if asking else None
     check_counts(config.evaluation.scores, config.evaluation.num_samples, len(groups), sizes)
+    _check_probes(config, sum(map(len, groups)))
     sequence = task_sequence(
         dataset, groups, validation=data.validation, label_fraction=data.label_fraction, seed=config.seed
     )
@@ -95,6 +97,18 @@ def assemble(config: ml_collections.ConfigDict) -> Parts:
     setup = make_setup(config, network, image_shape, sequence)
     options = {key: value for key, value in config.method.to_dict().items() if key != "name"}
     return Parts(config, dataset, sequence, network, setup, make_method(config.method.name, setup, options))
+
+
+def _check_probes(config: ml_collections.ConfigDict, classes: int) -> None:
+    probes, most = (
+        [name for name in config.evaluation.scores if name.endswith("_probe")],
+        config.evaluation.probe.images,
+    )
+    if probes and most < classes:
+        raise UserError(
+            f"evaluation.probe.images is {most}, and {probes[0]} is fitted to images of {classes} classes; write at "
+            f"least {classes}"
+        )
 
 
 def make_network(config: ml_collections.ConfigDict, channels: int, num_classes: int) -> JointNetwork:
@@ -150,14 +164,17 @@ def make_setup(
         reset_optimizer=train.reset_optimizer,
         class_names=sequence.class_names,
         views=Views(config.data.flip, **config.views.to_dict()),
-        classifier=_class_term(config, network, (height, width, channels)),
+        classifier=_class_term(config, network, sequence, (height, width, channels)),
         towards=sampler.towards,
         fresh=functools.partial(network.init, image_shape=(height, width, channels)),
     )
 
 
 def _class_term(
-    config: ml_collections.ConfigDict, network: JointNetwork, image_shape: tuple[int, int, int]
+    config: ml_collections.ConfigDict,
+    network: JointNetwork,
+    sequence: TaskSequence,
+    image_shape: tuple[int, int, int],
 ) -> ClassTerm | None:
     if network.head is None:
         return None
@@ -166,7 +183,7 @@ def _class_term(
         None if network.separate else network.denoise_towards,
         weight=config.classifier.weight,
         passes=classifying_flops(network, image_shape) / forward_flops(network, image_shape),
-        label_fraction=config.data.label_fraction,
+        label_fraction=float(np.mean(sequence.train.labels >= 0)),
     )
 
 

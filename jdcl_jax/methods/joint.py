@@ -33,9 +33,14 @@ class Joint(Method):
     def phases(self, task: int) -> Sequence[Phase]:
         if task == 0 or not self.options["compute_matched"]:
             return [plain_phase(self.setup, self.current_stream(), self.setup.steps[task])]
-        passes = self.options["teacher_steps"] * self.setup.sampling_passes + 7
-        steps = round(self.setup.steps[task] * passes / 3)
+        steps = round(self.setup.steps[task] * self._passes_of_distillation() / (3 + self.setup.class_passes))
         return [plain_phase(self.setup, self.current_stream(), steps, name="train_matched")]
+
+    def _passes_of_distillation(self) -> float:
+        """Two batches learned, one taught, and the chain; with a classifier, both classified and samples labelled."""
+        setup = self.setup
+        labelling = setup.classifier.passes if setup.classifier and not setup.num_classes else 0
+        return self.options["teacher_steps"] * setup.sampling_passes + 7 + 2 * setup.class_passes + labelling
 
     def context(self, memory: Memory, task: int) -> dict[str, PyTree]:
         return {"current": self.seen_range(task)}

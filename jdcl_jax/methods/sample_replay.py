@@ -52,10 +52,18 @@ class SampleReplay(TeacherMethod):
             raise UserError("method.stored_per_class counts from 1")
         if not self.stored and self.options["stored_per_class"] != DEFAULTS["stored_per_class"]:
             raise UserError("method.stored_per_class has no effect on fresh replay; write method.replay=stored")
-        if self.options["towards"] and (self.setup.classifier is None or self.setup.classifier.towards is None):
-            raise UserError("method.towards guides by the teacher's classifier; write classifier.kind=joint")
+        self._check_guidance()
         self._check_room()
         law_of_options(self.options, self.setup.schedule.timesteps)
+
+    def _check_guidance(self) -> None:
+        towards = self.options["towards"]
+        if towards < 0:
+            raise UserError("method.towards is negative and would guide away from the class; write 0 or more")
+        if towards and self.setup.num_classes:
+            raise UserError("method.towards has no effect on a conditional teacher, which is asked; leave it out")
+        if towards and (self.setup.classifier is None or self.setup.classifier.towards is None):
+            raise UserError("method.towards guides by the teacher's classifier; write classifier.kind=joint")
 
     def _check_room(self) -> None:
         size = self._capacity() * math.prod(self.setup.image_shape) if self.stored else 0  # bytes

@@ -266,7 +266,6 @@ def test_the_nearest_neighbour_probe_votes_by_cosine_similarity(parts, state) ->
     assert found["knn_probe"].row[1] == pytest.approx(right[np.isin(truth, GROUPS[1])].mean(), abs=0.015)
 
 
-@pytest.mark.xfail(strict=True, reason="found only after the task in which the classes become too many")
 def test_fewer_images_for_a_probe_than_there_are_classes_are_refused_before_anything_runs(tiny_config) -> None:
     with pytest.raises(UserError, match=r"evaluation\.probe\.images"):
         assemble(tiny_config(*WORDS, "evaluation.probe.images=5"))

@@ -138,7 +138,6 @@ def test_where_no_label_is_known_the_class_loss_is_zero_and_finite(joint) -> Non
     assert float(found) == 0.0
 
 
-@pytest.mark.xfail(strict=True, reason="the config's share is taken, although each class keeps at least one label")
 def test_the_share_of_labels_that_the_loss_counts_on_is_the_share_that_is_known(tiny_config) -> None:
     """With .001 of 130 images of a class one label is known, and the loss would weigh it as if it were .13."""
     setup = assemble(tiny_config("finetune", "classifier.kind=joint", "data.label_fraction=0.001")).setup
@@ -348,7 +347,6 @@ def test_methods_whose_old_inputs_are_no_images_classify_the_current_ones_alone(
             "gd",
             {"distil_on": "all_states"},
             3 + 2 + 2 * 3 + 1.5,
-            marks=pytest.mark.xfail(strict=True, reason="counts the labelling of states that nobody labels"),
         ),
     ],
 )
@@ -365,7 +363,6 @@ def test_drawing_costs_its_labelling_too_and_a_conditional_teachers_samples_need
     assert method_of(conditional, "gr").phases(1)[0].passes == 3 + 3 + 2 + 2 * 1.5
 
 
-@pytest.mark.xfail(strict=True, reason="the steps of joint training are matched as if nothing classified")
 def test_compute_matched_joint_training_costs_what_generative_distillation_costs(joint) -> None:
     matched = method_of(dataclasses.replace(joint, steps=(300,) * 3), "joint", compute_matched=True).phases(1)[0]
     distilled = method_of(joint, "gd").phases(1)[0]
@@ -422,19 +419,16 @@ def test_towards_needs_a_classifier_on_the_denoisers_own_features(setup, joint, 
             method_of(network, name, towards=1.0)
 
 
-@pytest.mark.xfail(strict=True, reason="a conditional teacher is asked by its labels, and nothing says so")
 def test_towards_without_effect_on_a_conditional_teacher_is_refused(guided) -> None:
     with pytest.raises(UserError, match=r"method\.towards"):
         method_of(dataclasses.replace(guided[0], num_classes=6), "gr", towards=1.0)
 
 
-@pytest.mark.xfail(strict=True, reason="the chains of all_states are never guided, and nothing says so")
 def test_towards_without_effect_on_all_states_is_refused(guided) -> None:
     with pytest.raises(UserError, match=r"method\.towards"):
         method_of(guided[0], "gd", towards=1.0, distil_on="all_states")
 
 
-@pytest.mark.xfail(strict=True, reason="only sampler.towards is checked for its sign")
 def test_guidance_away_from_the_class_asked_for_is_refused(guided) -> None:
     with pytest.raises(UserError, match=r"method\.towards"):
         method_of(guided[0], "gr", towards=-1.0)
