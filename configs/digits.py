@@ -7,7 +7,7 @@ its losses are the paper's.
     python -m jdcl_jax.main --config=configs/digits.py:joint,seed=1
     python -m jdcl_jax.main --config=configs/digits.py:gd,generation
 
-Expected on 2 CPU cores: under 4 minutes, compilation included.
+Expected on 2 CPU cores: minutes, compilation included.
 
 Preset `generation`: the denoiser alone, for methods that only generate; Generative Distillation (arXiv 2311.14028) with
 a small UNet of our own, its weights, teacher steps and zero-terminal-SNR schedule being the paper's.

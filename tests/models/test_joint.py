@@ -52,7 +52,7 @@ def images(batch: int = BATCH, number: int = 1) -> jax.Array:
 def random_params(network: JointNetwork) -> dict:
     """None of them zero."""
     shapes, generator = jax.eval_shape(lambda: network.init(jax.random.key(0), SHAPE)), np.random.default_rng(2)
-    return jax.tree.map(lambda s: jnp.asarray(0.3 * generator.standard_normal(s.shape), jnp.float32), shapes)
+    return jax.tree.map(lambda s: np.asarray(0.3 * generator.standard_normal(s.shape), np.float32), shapes)
 
 
 def count(tree) -> int:
