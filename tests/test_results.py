@@ -17,7 +17,7 @@ def made_at(tiny_config, monkeypatch):
 
     def make(commit: str) -> Results:
         monkeypatch.setattr(results, "commit", lambda: commit)
-        return Results(parts, parallel, "the command", 1.0)
+        return Results(parts, parallel, "the command")
 
     return make
 
