@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from jdcl_jax.errors import UserError
 from jdcl_jax.reporting import costs, differences, html, memorising, pitfalls, plots, timesteps
-from jdcl_jax.reporting.comparable import PUBLISHED_SUMMARIES, published_cell
+from jdcl_jax.reporting.comparable import PUBLISHED_SUMMARIES, published_cell, published_score
 from jdcl_jax.reporting.compare import Group
 from jdcl_jax.reporting.figures import render
 from jdcl_jax.reporting.files import write_bytes
@@ -187,7 +187,8 @@ def _published(study: Study) -> list[dict[str, Any]]:
 def _unstated(study: Study) -> list[str]:
     """What the publications leave open about the methods of this study, so that nobody can say it is the same."""
     finished = [run for run in study.members if run.finished]
-    lines = [line for run in finished for line in unstated(run.dataset, [str(run.results["method"])])]
+    score = published_score(study.headline)
+    lines = [line for run in finished for line in unstated(run.dataset, [str(run.results["method"])], score)]
     return list(dict.fromkeys(line.removeprefix("not stated: ") for line in lines))
 
 

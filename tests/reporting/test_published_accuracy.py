@@ -1,0 +1,112 @@
+"""JDCL's published accuracies, and which runs may stand beside them."""
+
+import json
+from typing import Any
+
+import pytest
+
+from jdcl_jax.data.groups import task_groups
+from jdcl_jax.reporting.comparable import protocol_differences, published_cell
+from jdcl_jax.reporting.published import PUBLISHED, find, unstated
+
+COUNTS = {"cifar10": 10, "cifar100": 100}
+
+
+@pytest.fixture
+def results(config_file):
+    """`results("cifar10", "jdcl,paper")`: what results.json of a finished run of that config says of its protocol."""
+
+    def make(file: str, words: str) -> dict[str, Any]:
+        config = config_file(file).get_config(words)
+        tasks = config.tasks
+        groups = task_groups(
+            COUNTS[file], num_tasks=tasks.num_tasks, groups=tasks.groups, order=tasks.order, first_tasks=tasks.first
+        )
+        tree = {
+            "status": "finished",
+            "dataset": config.data.name,
+            "method": config.method.name,
+            "tasks": [{"task": i + 1, "classes": group} for i, group in enumerate(groups)],
+            "scores": dict.fromkeys(config.evaluation.scores),
+            "config": config.to_dict(),
+        }
+        return json.loads(json.dumps(tree))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "share"),
+    [
+        ("cifar10", "paper", 0.8369),
+        ("cifar10", "released", 0.8369),
+        ("cifar10", "paper,data.label_fraction=0.05", 0.7996),
+        ("cifar10", "paper,data.label_fraction=0.008", 0.7893),
+        ("cifar10", "paper,classifier.kind=separate", 0.684),
+        ("cifar10", "paper,method.distillation=False", 0.482),
+        ("cifar10", "joint,paper", 0.8641),
+        ("cifar100", "paper", 0.4795),
+        ("cifar100", "joint,paper", 0.7307),
+        ("cifar100", "paper,ten", 0.2904),
+        ("cifar100", "paper,ten,data.label_fraction=0.05", 0.2639),
+        ("cifar100", "paper,ten,data.label_fraction=0.008", 0.2219),
+        ("cifar100", "joint,paper,ten", 0.6415),
+    ],
+)
+def test_a_run_of_the_papers_protocol_stands_beside_its_own_number(results, file, words, share) -> None:
+    cell = published_cell(results(file, words), "accuracy", "average")
+    assert cell == f"{share:g} [2nd, 2411.08224], same protocol where stated"
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "said"),
+    [
+        ("cifar10", "paper,data.label_fraction=0.1", "10 % of the labels instead of"),
+        ("cifar10", "paper,train.steps=500", "steps of the stages 500 and 30,000 instead of 50,000 and 30,000"),
+        ("cifar10", "paper,method.quota=500", "replay images per class 500 instead of 1,000"),
+        ("cifar10", "paper,classifier.kind=separate,method.distillation=False", "instead of"),
+        ("cifar10", "paper,tasks.first=2", "reduced: 2 of 5 tasks"),
+        ("cifar100", "paper,half", "6 tasks instead of 5; tasks of 50, 10, 10, 10, 10, 10 classes instead of 20"),
+        ("cifar10", "small", "replay images per class 250 instead of 1,000"),
+    ],
+)
+def test_any_other_run_gets_the_difference_and_no_number(results, file, words, said) -> None:
+    cell = published_cell(results(file, words), "accuracy", "average")
+    assert cell.startswith("another protocol: ")
+    assert said in cell
+    assert "2411.08224" not in cell
+
+
+def test_the_nearest_protocol_is_the_one_compared(results) -> None:
+    cell = published_cell(
+        results("cifar10", "paper,data.label_fraction=0.05,train.batch_size=64"), "accuracy", "average"
+    )
+    assert cell == "another protocol: batch 64 instead of 256"
+
+
+@pytest.mark.parametrize("score", ["accuracy_masked", "accuracy_validation", "fd_classifier"])
+def test_other_scores_have_none(results, score) -> None:
+    assert published_cell(results("cifar10", "paper"), score, "average") == "none published"
+
+
+def test_accuracies_and_distances_are_never_mixed_up(results) -> None:
+    """Joint training on CIFAR-10 has a FID in one publication and an accuracy in another."""
+    assert [one.value for one in find("cifar10", "joint", "average", "fid")] == [23.3]
+    assert [one.value for one in find("cifar10", "joint", "average", "accuracy")] == [0.8641]
+    assert "Inception" in " ".join(unstated("cifar10", ["joint"], "fid"))
+    assert "Inception" not in " ".join(unstated("cifar10", ["joint"], "accuracy"))
+
+
+def test_none_is_said_to_be_known_better_than_it_is() -> None:
+    of_accuracy = [one for one in PUBLISHED if one.score == "accuracy"]
+    assert len(of_accuracy) == 12
+    for one in of_accuracy:
+        assert (one.tag, one.source, one.summary) == ("2nd", "2411.08224", "average")
+        assert any("number of seeds" in line for line in one.unknowns)
+        assert any("its code does" in line for line in one.unknowns) == (one.method == "jdcl")
+        assert one.protocol.sampler is None
+
+
+def test_a_difference_in_what_only_jdcl_has_is_not_asked_of_joint_training(results) -> None:
+    (published,) = find("cifar10", "joint", "average", "accuracy")
+    assert protocol_differences(published, results("cifar10", "joint,paper,train.steps=3"), "accuracy") == []
