@@ -19,9 +19,9 @@ from jdcl_jax import protocols
 from jdcl_jax.config import default_config, with_arguments
 
 OPTIONS = {
-    "global_steps": 200,
-    "quota": 150,
-    "replay_steps": 10,
+    "global_steps": 270,
+    "quota": 300,
+    "replay_steps": 15,
     "replay_batch": 300,
     "class_weight": 5e-4,
     "class_distillation_weight": 0.1,

@@ -66,6 +66,15 @@ TINY_JDCL = (
 GD_RUN = ("gd", "train.steps=8", "checkpoint.every=4")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs() -> Iterator[None]:
+    """Every program compiled maps memory, of which Linux lets a process have so many pieces (vm.max_map_count)."""
+    yield
+    import jax
+
+    jax.clear_caches()
+
+
 def load_config_file(name: str) -> Any:
     """configs/<name>.py as a module."""
     spec = importlib.util.spec_from_file_location(f"configs_{name}", REPOSITORY / "configs" / f"{name}.py")

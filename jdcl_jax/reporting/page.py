@@ -55,6 +55,7 @@ def _context(run: Run) -> dict[str, Any]:
         "cost": cost,
         "cost_picture": html.picture(plots.cost_bars(cost)) if cost else "",
         "totals": results.get("totals") or {},
+        "one_image": _one_image(results),
         "sample_counts": [_sample_counts(score) for score in scores.values()],
         "versions": {**(results.get("versions") or {}), **(results.get("hardware") or {})},
         "config": html.pretty(results.get("config") or {}),
@@ -76,6 +77,12 @@ def _facts(run: Run) -> dict[str, str]:
         "command": results.get("command"),
     }
     return {name: str(value) for name, value in facts.items() if value not in (None, "")}
+
+
+def _one_image(results: Mapping[str, Any]) -> dict[str, Any]:
+    """FLOPs of one image's passes through a network that classifies; {} if it does not, or if they are not recorded."""
+    passes = {"denoising": results.get("forward_flops"), "classifying": results.get("classifying_flops")}
+    return passes | {"share": passes["classifying"] / passes["denoising"]} if all(passes.values()) else {}
 
 
 def _has_loss(metrics: Sequence[Mapping[str, Any]]) -> bool:

@@ -55,6 +55,12 @@ def test_the_page_says_what_was_run_and_what_came_out(make_run):
     assert "bwt (recall): bwt of higher" in words
 
 
+def test_the_cost_says_that_classifying_takes_a_part_of_a_denoising_pass(make_run):
+    words = " ".join(report(make_run("a", forward_flops=8e6, classifying_flops=2e6)).words)
+    assert "8.00 MFLOP; to classify it 2.00 MFLOP, 25 % of that" in " ".join(words.split())
+    assert not any("to classify it" in text for text in report(make_run("b", classifying_flops=None)).words)
+
+
 def test_the_sample_grids_are_inside_in_the_order_of_the_tasks(make_run):
     folder = make_run("a")
     for old, new in [("task_01", "task_1"), ("task_02", "task_2"), ("task_03", "task_10")]:
