@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -19,7 +19,7 @@ from jdcl_jax.diffusion.schedule import make_schedule
 from jdcl_jax.errors import UserError
 from jdcl_jax.evaluation.scores import check_counts
 from jdcl_jax.keys import named_key
-from jdcl_jax.methods.method import DENOISER, ClassTerm, Memory, Method, Setup
+from jdcl_jax.methods.method import DENOISER, ClassTerm, Memory, Method, Phase, Setup
 from jdcl_jax.methods.registry import make_method
 from jdcl_jax.models.joint import ClassHead, JointNetwork
 from jdcl_jax.models.unet import UNet
@@ -86,7 +86,7 @@ def assemble(config: ml_collections.ConfigDict) -> Parts:
         seed=config.seed,
         first_tasks=config.tasks.first,
     )
-    asking = config.model.class_conditional or config.sampler.towards > 0
+    asking = config.model.class_conditional or config.sampler.classifier_guidance > 0
     sizes = [len(group) for group in groups] if asking else None
     check_counts(config.evaluation.scores, config.evaluation.num_samples, len(groups), sizes)
     _check_probes(config, sum(map(len, groups)))
@@ -96,7 +96,19 @@ def assemble(config: ml_collections.ConfigDict) -> Parts:
     network = make_network(config, image_shape[-1], len(dataset.class_names))
     setup = make_setup(config, network, image_shape, sequence)
     options = {key: value for key, value in config.method.to_dict().items() if key != "name"}
-    return Parts(config, dataset, sequence, network, setup, make_method(config.method.name, setup, options))
+    method = make_method(config.method.name, setup, options)
+    _check_warmup(config, method)
+    return Parts(config, dataset, sequence, network, setup, method)
+
+
+def _check_warmup(config: ml_collections.ConfigDict, method: Method) -> None:
+    """Where every phase has a schedule of its own, none may end before it is warm."""
+    phases = [phase for task in range(method.setup.num_tasks) for phase in method.phases(task) if not phase.observe]
+    shortest = min(phases, key=lambda phase: phase.steps)
+    if config.train.reset_optimizer and not shortest.continues and config.train.warmup >= shortest.steps:
+        raise UserError(
+            f"train.warmup={config.train.warmup} is not below the {shortest.steps} steps of the phase {shortest.name}"
+        )
 
 
 def _check_probes(config: ml_collections.ConfigDict, classes: int) -> None:
@@ -165,7 +177,7 @@ def make_setup(
         class_names=sequence.class_names,
         views=Views(config.data.flip, **config.views.to_dict()),
         classifier=_class_term(config, network, sequence, (height, width, channels)),
-        towards=sampler.towards,
+        classifier_guidance=sampler.classifier_guidance,
         fresh=functools.partial(network.init, image_shape=(height, width, channels)),
     )
 
@@ -215,8 +227,18 @@ def init_params(parts: Parts) -> PyTree:
     return jax.jit(parts.setup.fresh)(named_key(parts.config.seed, "init"))
 
 
+def chain_steps(phases: Sequence[Phase], place: int) -> int:
+    """Steps of a phase together with those before and after it that go on with the same optimiser."""
+    first, last = place, place + 1
+    while phases[first].continues:
+        first -= 1
+    while last < len(phases) and phases[last].continues:
+        last += 1
+    return sum(phase.steps for phase in phases[first:last])
+
+
 def phase_optimizer(parts: Parts, steps: int) -> optax.GradientTransformation:
-    """The optimiser of a phase of `steps` steps; a learning-rate schedule that is not reset spans the whole run."""
+    """The optimiser of `steps` steps, see `chain_steps`; a learning-rate schedule that is not reset spans the run."""
     train = parts.config.train
     phases = [phase for task in range(parts.num_tasks) for phase in parts.method.phases(task)]
     whole = sum(phase.steps for phase in phases if phase.observe is None)

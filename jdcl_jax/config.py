@@ -57,7 +57,7 @@ def default_config() -> ml_collections.ConfigDict:
         eta=0.0,
         clip=True,
         guidance=0.0,
-        towards=0.0,  # scale of guidance by the classifier of an unconditional denoiser; 0 is off
+        classifier_guidance=0.0,  # scale of guidance by the classifier of an unconditional denoiser; 0 is off
     )
     config.train = _section(
         steps=50_000,  # a task; of JDCL, its local stage
@@ -110,7 +110,7 @@ def _networks(config: ml_collections.ConfigDict) -> None:
 
 def _evaluation() -> ml_collections.ConfigDict:
     evaluation = _section(
-        scores=("accuracy", "accuracy_masked", *GENERATION_SCORES),
+        scores=("accuracy", "accuracy_masked", "accuracy_raw", *GENERATION_SCORES),
         num_samples=10_000,
         batch_size=500,
         weights="ema",  # raw or ema

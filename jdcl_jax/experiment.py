@@ -18,7 +18,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from jdcl_jax.assembly import Parts, RunArrays, assemble, phase_optimizer
+from jdcl_jax.assembly import Parts, RunArrays, assemble, chain_steps, phase_optimizer
 from jdcl_jax.errors import UserError
 from jdcl_jax.keys import named_key
 from jdcl_jax.measuring.evaluator import Evaluator
@@ -122,6 +122,10 @@ class Experiment:
     def _phases(self) -> list[Phase]:
         return list(self.parts.method.phases(self.task))
 
+    def _horizon(self) -> int:
+        """Steps that the learning-rate schedule of the present phase spans."""
+        return chain_steps(self._phases(), self.phase)
+
     def _network(self, phase: Phase) -> TrainState:
         return self.state["networks"][phase.network]
 
@@ -142,8 +146,9 @@ class Experiment:
                 unit = self.parallel.count * stream.multiple
                 if stream.batch_size % unit:
                     of_train = stream.batch_size == self.config.train.batch_size
-                    what = "train.batch_size=" if of_train else f"in phase {phase.name} the batch of stream {name}, "
-                    how = "write" if of_train else "write options that make it"
+                    option = stream.option or ("train.batch_size" if of_train else "")
+                    what = f"{option}=" if option else f"in phase {phase.name} the batch of stream {name}, "
+                    how = "write" if option else "write options that make it"
                     otherwise = ", or start with JAX_NUM_CPU_DEVICES=1" if jax.default_backend() == "cpu" else ""
                     raise UserError(
                         f"{what}{stream.batch_size} can't be shared by {self.parallel.count} devices; "
@@ -183,7 +188,7 @@ class Experiment:
         self.results.add_facts(self.task, phase.name, facts)
 
     def _enter_phase(self, phase: Phase) -> None:
-        optimizer = phase_optimizer(self.parts, phase.steps)
+        optimizer = phase_optimizer(self.parts, self._horizon())
         reset = self.config.train.reset_optimizer and not phase.continues
         start = self.parts.method.start(self.state["memory"], self.task, phase)
         state = begin_phase(self._network(phase), optimizer, reset_optimizer=reset, params=start)
@@ -231,9 +236,9 @@ class Experiment:
     def _compile(self, phase: Phase, *arguments: Any) -> tuple[Callable[..., Any], float]:
         """Compiled once per name of a phase for the whole run; 0 seconds if it was there already.
 
-        Again only where the length of the phase is part of the program, in a cosine schedule.
+        Again only where the length of the schedule is part of the program, in a cosine one.
         """
-        horizon = phase.steps if phase.observe is None and self.config.train.schedule == "cosine" else 0
+        horizon = self._horizon() if phase.observe is None and self.config.train.schedule == "cosine" else 0
         name = (phase.name, horizon)
         if name in self._compiled:
             return self._compiled[name], 0.0
@@ -250,7 +255,7 @@ class Experiment:
             train_step,
             gradient=phase.descent,
             streams=phase.streams,
-            optimizer=phase_optimizer(self.parts, phase.steps),
+            optimizer=phase_optimizer(self.parts, self._horizon()),
             ema=self.config.train.ema,
             penalty=phase.penalty,
             track=phase.track,

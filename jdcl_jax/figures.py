@@ -6,7 +6,7 @@ continued  runs of the method "continued": accuracy while a network learns from 
 ablation   runs of several variants: accuracy on all tasks seen, after each task
 """
 
-from jdcl_jax.training.backend import reexec_with_hugepages
+from jdcl_jax.training.backend import reexec_with_hugepages, share_cpu
 
 if __name__ == "__main__":
     reexec_with_hugepages()
@@ -29,6 +29,7 @@ from jdcl_jax.reporting.variants import ablation_figure, continued_figure, label
 from jdcl_jax.restored import restore
 from jdcl_jax.training.compile_cache import use_compilation_cache
 
+NUM = 1000  # images that are generated for "logits"
 KINDS = ("phases", "logits", "continued", "ablation")
 
 
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("workdirs", nargs="+", type=Path, metavar="WORKDIR", help="folders of runs")
     parser.add_argument("--task", type=int, default=0, help="of logits: after which task, from 1; the last one if 0")
-    parser.add_argument("--num", type=int, default=1000, help="of logits: how many images are generated")
+    parser.add_argument("--num", type=int, default=NUM, help="of logits: how many images are generated")
     parser.add_argument("--out", type=Path, default=None, help="the picture (PNG); KIND.png if not given")
     options = parser.parse_args(argv)
     plain_logging()
@@ -88,6 +89,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_picture_path(out)
         if options.num < 1 or options.task < 0:
             raise UserError("--num counts from 1 and --task from 0")
+        if options.kind != "logits" and (options.task, options.num) != (0, NUM):
+            raise UserError(f"--task and --num have no effect on {options.kind}; leave them out")
+        share_cpu(options.num)
         use_compilation_cache()
         write_bytes(out, render(draw(options.kind, options.workdirs, task=options.task, num=options.num), "png"))
         print(out)

@@ -45,7 +45,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "classifier.hidden": (1, None),
     "classifier.dropout": (0.0, 0.99),
     "classifier.weight": (0.0, None),
-    "sampler.towards": (0.0, None),
+    "sampler.classifier_guidance": (0.0, None),
     "evaluation.probe.images": (2, None),
     "tasks.num_tasks": (0, None),
     "tasks.first": (0, None),
@@ -134,10 +134,10 @@ def _validate_diffusion(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             "sampler.guidance needs a conditional denoiser; write model.class_conditional=True or sampler.guidance=0"
         )
-    if config.sampler.towards > 0 and (config.model.class_conditional or config.classifier.kind != "joint"):
+    if config.sampler.classifier_guidance > 0 and (config.model.class_conditional or config.classifier.kind != "joint"):
         raise UserError(
-            "sampler.towards guides an unconditional denoiser by its own classifier; write classifier.kind=joint and "
-            "model.class_conditional=False, or sampler.towards=0"
+            "sampler.classifier_guidance guides an unconditional denoiser by its own classifier; write "
+            "classifier.kind=joint and model.class_conditional=False, or sampler.classifier_guidance=0"
         )
     if config.sampler.guidance > 0 and config.model.label_dropout == 0:
         raise UserError("sampler.guidance needs a network that also knows no class; write model.label_dropout=0.1")
@@ -245,8 +245,13 @@ def _validate_evaluation(config: ml_collections.ConfigDict) -> None:
     if not evaluation.scores:
         raise UserError(f"evaluation.scores is empty; write some of {', '.join(SCORES)}")
     scores = select(evaluation.scores)
-    check_conditional(scores, config.model.class_conditional or config.sampler.towards > 0)
+    check_conditional(scores, config.model.class_conditional or config.sampler.classifier_guidance > 0)
     classifies = config.classifier.kind != "none"
+    if config.data.label_fraction < 1 and not (classifies or config.model.class_conditional):
+        raise UserError(
+            "nothing here learns labels, so that their share is of no effect; write data.label_fraction=1, or "
+            "classifier.kind=joint"
+        )
     there = {
         "likelihood": evaluation.likelihood.images > 0,
         "classifier": classifies,

@@ -134,7 +134,12 @@ BAD_CONFIGS = {
     "jdcl without a classifier": (f"--config={DIGITS}:classifier.kind=none", "classifier.kind=joint"),
     "accuracy without a classifier": (f"--config={DIGITS}:gd,classifier.kind=none", "has accuracy"),
     "no labels": (f"--config={DIGITS}:data.label_fraction=0.0", "data.label_fraction above 0"),
-    "a late class loss": (f"--config={DIGITS}:method.class_delay=200", "would never begin"),
+    "a late class loss": (f"--config={DIGITS}:method.class_delay=100000", "would never begin"),
+    "a draw over devices": (f"--config={DIGITS}:method.replay_batch=301", "method.replay_batch=301 can't be shared"),
+    "labels that nothing reads": (
+        f"--config={DIGITS}:gd,generation,data.label_fraction=0.5",
+        "data.label_fraction=1",
+    ),
     "an option of FixMatch": (f"--config={DIGITS}:method.threshold=0.5", "data.label_fraction=0.1"),
     "fisher beside a classifier": (f"--config={DIGITS}:ewc", "classifier.kind=none"),
     "learning rate": (f"--config={GENERATION},train.learning_rate=-1.0", "train.learning_rate is -1.0"),

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import pytest
 
 import jdcl_jax.methods
 from jdcl_jax.assembly import assemble
+from jdcl_jax.campaign import make_plan
 from jdcl_jax.config import default_config, flatten, set_key, set_method
 from jdcl_jax.data.batches import Examples
 from jdcl_jax.evaluation.scores import SCORES
@@ -89,7 +91,7 @@ def test_every_module_that_is_run_exists() -> None:
 
 def test_every_flag_exists() -> None:
     lines = [line for block in code_blocks(EVERYTHING) for line in block.splitlines()]
-    for module in ("main", "sample", "report", "study", "pitfalls", "fisher"):
+    for module in ("main", "sample", "report", "study", "pitfalls", "fisher", "figures"):
         source = (ROOT / "jdcl_jax" / f"{module}.py").read_text()
         for line in lines:
             if f"jdcl_jax.{module} " in line and "launch/" not in line:
@@ -112,6 +114,19 @@ def test_every_config_that_is_named_can_be_made() -> None:
         if "evaluation.scores" in arg:
             set_key(config, "evaluation.inception_weights", "inception.safetensors")
         validate(config)
+
+
+def study_lines() -> list[list[str]]:
+    lines = [shlex.split(line) for block in code_blocks(EVERYTHING) for line in block.splitlines()]
+    return [words for words in lines if words[:3] == ["python", "-m", "jdcl_jax.study"]]
+
+
+def test_every_study_on_digits_that_is_named_could_start(tmp_path) -> None:
+    assert len(study_lines()) >= 4
+    for words in study_lines():
+        given = dict(word.removeprefix("--").split("=", 1) for word in words[3:])
+        if "digits" in given["config"]:
+            assert make_plan(str(ROOT / given["config"]), given["methods"], given["seeds"], tmp_path / "study").runs
 
 
 def test_every_config_file_is_named_with_its_presets() -> None:

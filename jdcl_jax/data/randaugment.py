@@ -50,7 +50,8 @@ def rand_augment(image: jax.Array, key: jax.Array, operations: int, magnitude: i
 def drawn(key: jax.Array, operations: int, magnitude: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What `rand_augment` does: (operation int32, level int32 1..magnitude, sign float32 -1 or 1), each [operations].
 
-    Operations are drawn with replacement; each is skipped, which makes it the identity, with probability 1/2.
+    Operations are drawn with replacement; each is skipped, which makes it the identity, with probability 1/2. The
+    magnitude itself may be drawn [ours]: in the re-implementations the highest level is one below it.
     """
     which, skip, level, sign = jax.random.uniform(key, (4, operations))
     operation = jnp.where(skip < 0.5, _number("identity"), jnp.floor(which * len(POOL)).astype(jnp.int32))

@@ -149,7 +149,7 @@ def bind(setup: Setup, params: PyTree, labels: jax.Array | None) -> Predict:
     if setup.num_classes == 0:
         towards = setup.classifier.towards if setup.classifier else None
         assert towards is not None, "labels need a conditional denoiser, or a classifier that guides"
-        return lambda x_t, t: towards(params, x_t, t, labels, setup.towards)
+        return lambda x_t, t: towards(params, x_t, t, labels, setup.classifier_guidance)
     nothing = jnp.full_like(labels, setup.num_classes)
     return guided(conditional, lambda x_t, t: setup.apply(params, x_t, t, nothing, None), setup.guidance)
 

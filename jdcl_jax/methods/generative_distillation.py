@@ -45,7 +45,7 @@ class GenerativeDistillation(SampleReplay):
             raise UserError("method.stop_snr is negative; write a signal-to-noise ratio, or 0 for none")
         self._check_stop()
         if self._on_states:
-            for key in ("replay", "timesteps", "t_min", "towards"):
+            for key in ("replay", "timesteps", "t_min", "classifier_guidance"):
                 if self.options[key] != DEFAULTS[key]:
                     raise UserError(f"method.{key} has no effect with method.distil_on=all_states; leave it out")
             if self.setup.guidance > 0:

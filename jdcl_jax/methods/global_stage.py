@@ -46,6 +46,11 @@ GROUPS = 4
 REPLAY = "replay"  # the name of the stream
 
 
+def teaching(options: Mapping[str, Any]) -> str:
+    """Which of the weights that are kept label, teach and are copied: the averaged ones, or the raw."""
+    return "raw" if options["teacher"] == "last" else "averaged"
+
+
 def old_groups(context: Context) -> jax.Array:
     """How many of the groups are of old classes at this step, int32 []; GROUPS * share in expectation."""
     key = jax.random.fold_in(fold_name(context.key, "groups"), context.step)
@@ -160,7 +165,8 @@ def _denoising_terms(
     def answer(teacher: PyTree, x_t: jax.Array, t: jax.Array) -> jax.Array:
         return setup.apply(teacher, x_t, t, None, None)
 
-    said = by_teacher(context.method["models"]["teacher"], context, answer, noised.x_t, noised.t)
+    teachers = context.method["models"][teaching(options)]
+    said = by_teacher(teachers, context, answer, noised.x_t, noised.t)
     if not options["local"]:
         said = _chosen(is_old(context, len(said)), said, noised.target)
     mse, distance = match_both(setup, params, noised, said, examples.key)
@@ -182,7 +188,8 @@ def _class_terms(
     def answer(teacher: PyTree, images: jax.Array) -> jax.Array:
         return jax.nn.softmax(classifier.logits(teacher, images, None))
 
-    said = by_teacher(context.method["models"]["teacher"], context, answer, strong_views(setup, examples))
+    teachers = context.method["models"][teaching(options)]
+    said = by_teacher(teachers, context, answer, strong_views(setup, examples))
     if not options["local"]:
         said = _chosen(is_old(context, len(said)), said, jax.nn.one_hot(examples.label, said.shape[-1]))
     logits = strong_logits(setup, params, [examples])

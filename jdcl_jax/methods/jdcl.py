@@ -19,7 +19,7 @@ from jdcl_jax.diffusion.sampler import Sampler
 from jdcl_jax.errors import UserError
 from jdcl_jax.keys import named_key, subkeys
 from jdcl_jax.methods.denoising import generate
-from jdcl_jax.methods.global_stage import GROUPS, REPLAY, global_loss, store_stream
+from jdcl_jax.methods.global_stage import GROUPS, REPLAY, global_loss, store_stream, teaching
 from jdcl_jax.methods.local_stage import LABELLED, LOCAL, UNLABELLED, labelled_rows, local_phase
 from jdcl_jax.methods.method import Learned, Memory, Method, Phase
 from jdcl_jax.methods.quotas import draw_steps, empty_draw, quota_phase, replay_facts, top_up
@@ -55,7 +55,8 @@ class JDCL(Method):
     """Local stage, replay with quotas, global stage.
 
     [ours]: after the first task the local model is the global one; without the local stage new images are the real
-    ones, whose targets are the truth where a teacher's answer would stand; all samples come from averaged weights.
+    ones, whose targets are the truth where a teacher's answer would stand. Samples come from averaged weights, with x_0
+    clipped, whatever `teacher` says [code].
     """
 
     def check(self) -> None:
@@ -140,7 +141,9 @@ class JDCL(Method):
 
         def sample(context: Context, source: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
             models = context.method["models"]
-            drawing, labelling = (jax.tree.map(lambda x: x[source], models[name]) for name in ("averaged", "teacher"))
+            drawing, labelling = (
+                jax.tree.map(lambda x: x[source], models[name]) for name in ("averaged", self._teaching)
+            )
             images = generate(setup, drawing, None, subkeys(keys, "sample"), chain)
             logits = classifier.logits(labelling, to_float(to_uint8(images)), None)  # as they will be stored
             return images, jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -183,7 +186,7 @@ class JDCL(Method):
 
     def init_memory(self, params: PyTree) -> Memory:
         zeros = jax.tree.map(jnp.zeros_like, params)
-        nothing = {"averaged": zeros, **({"raw": zeros} if self.options["teacher"] == "last" else {})}
+        nothing = {"averaged": zeros, **({"raw": zeros} if self._teaching == "raw" else {})}
         models = {"old": nothing, "local": nothing} if self.options["local"] else {"old": nothing}
         return {**models, DRAW: empty_draw(self._classes, self.options["quota"], self.setup.image_shape)}
 
@@ -193,11 +196,12 @@ class JDCL(Method):
 
     def _kept(self, learned: Learned) -> dict[str, PyTree]:
         """The averaged weights, and where the raw ones teach, those too."""
-        raw = {"raw": jax.tree.map(np.array, learned.params)} if self.options["teacher"] == "last" else {}
+        raw = {"raw": jax.tree.map(np.array, learned.params)} if self._teaching == "raw" else {}
         return {"averaged": jax.tree.map(np.array, learned.averaged), **raw}
 
-    def _teacher(self, kept: dict[str, PyTree]) -> PyTree:
-        return kept["raw" if self.options["teacher"] == "last" else "averaged"]
+    @property
+    def _teaching(self) -> str:
+        return teaching(self.options)
 
     def start(self, memory: Memory, task: int, phase: Phase) -> PyTree | None:
         if phase.observe is not None or task == 0:
@@ -205,7 +209,7 @@ class JDCL(Method):
         if phase.name == LOCAL and self.options["local_start"] == "scratch":
             assert self.setup.fresh is not None
             return self.setup.fresh(named_key(self.setup.seed, "task", task, "scratch"))
-        return self._teacher(memory["old"])
+        return memory["old"][self._teaching]
 
     def end_phase(self, memory: Memory, learned: Learned, task: int, phase: Phase) -> Memory:
         if phase.name == LOCAL:
@@ -237,10 +241,7 @@ class JDCL(Method):
         return {
             "current": self.task_range(task),
             LABELLED: labelled_rows(self.setup, task),
-            "models": {
-                "averaged": _stack([one["averaged"] for one in kept]),
-                "teacher": _stack([self._teacher(one) for one in kept]),
-            },
+            "models": {name: _stack([one[name] for one in kept]) for name in kept[0]},
             DRAW: {
                 "classes": np.array(self._classes, np.int32),
                 "wanted": self._wanted(task),

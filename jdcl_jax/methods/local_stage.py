@@ -26,7 +26,8 @@ def local_phase(setup: Setup, steps: int, *, unlabelled: str, threshold: float) 
     - "denoise": MSE on all images + alpha CE on labelled ones.
     - "ignore": MSE and alpha CE on labelled images alone.
 
-    A batch of labelled images is as large as one of all images [ours].
+    A batch of labelled images is as large as one of all images, drawn with replacement, and shown to the classifier in
+    strong views; the pseudo-label is that of the denoiser's weak view [ours].
     """
     current = Stream(setup.batch_size, rows=range_rows("current"), view=setup.views.weak)
     labelled = Stream(setup.batch_size, rows=buffer_rows(LABELLED), view=setup.views.weak)

@@ -72,7 +72,7 @@ class Setup:
       class_names: of all classes of the data set.
       views: how training images are augmented.
       classifier: what learns to classify beside the denoiser; None: nothing.
-      towards: scale of the classifier's guidance when images are drawn; 0 is off.
+      classifier_guidance: scale of the classifier's guidance when images are drawn; 0 is off.
       fresh: a key -> untrained parameters.
     """
 
@@ -94,7 +94,7 @@ class Setup:
     class_names: tuple[str, ...] = ()
     views: Views = UNCHANGED
     classifier: ClassTerm | None = None
-    towards: float = 0.0
+    classifier_guidance: float = 0.0
     fresh: Callable[[jax.Array], PyTree] | None = None
 
     @property
@@ -105,7 +105,7 @@ class Setup:
     @property
     def asks_for_classes(self) -> bool:
         """Whether images are drawn of classes, by a conditional denoiser or towards them."""
-        return self.num_classes > 0 or self.towards > 0
+        return self.num_classes > 0 or self.classifier_guidance > 0
 
     @property
     def class_passes(self) -> float:

@@ -23,6 +23,7 @@ from jdcl_jax.training.streams import Stream
 
 SOURCES = ("old", "local")
 BUDGET = 2  # samples that are drawn at most, over the sum of the quotas (arXiv 2411.08224 [code])
+AT_ONCE = 1000  # images that are topped up at a time
 
 Sample = Callable[[Context, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 """(context, source int32 [], keys [B]) -> images float32 [B, H, W, C] in [-1, 1], labels int32 [B]."""
@@ -118,7 +119,14 @@ def quota_phase(setup: Setup, name: str, steps: int, batch_size: int, sample: Sa
         return {**tracked, "drawn": drawn}, {ACTIVE: lacking.astype(jnp.float32), "filled": filled.astype(jnp.float32)}
 
     cost = passes * batch_size / setup.batch_size
-    return Phase(name, None, {"sample": Stream(batch_size, draw=empty)}, steps, passes=cost, observe=observe)
+    return Phase(
+        name,
+        None,
+        {"sample": Stream(batch_size, draw=empty, option="method.replay_batch")},
+        steps,
+        passes=cost,
+        observe=observe,
+    )
 
 
 def top_up(drawn: dict[str, Any], wanted: np.ndarray, views: Views, key: jax.Array) -> np.ndarray:
@@ -134,11 +142,12 @@ def top_up(drawn: dict[str, Any], wanted: np.ndarray, views: Views, key: jax.Arr
     quota = len(images) // len(counts)
     short = [p for p in range(len(counts)) if 0 < counts[p] < wanted[p]]
     rows = np.concatenate([p * quota + np.arange(counts[p], wanted[p]) for p in short] or [np.zeros(0, np.int64)])
-    if not len(rows):
-        return images
     place, number = rows // quota, rows % quota
-    originals = to_float(jnp.asarray(images[place * quota + number % counts[place]]))
-    images[rows] = np.asarray(to_uint8(views.weak(originals, example_keys(key, jnp.asarray(rows)))))
+    originals = images[place * quota + number % counts[place]]
+    for first in range(0, len(rows), AT_ONCE):
+        some = slice(first, first + AT_ONCE)
+        keys = example_keys(key, jnp.asarray(rows[some]))
+        images[rows[some]] = np.asarray(to_uint8(views.weak(to_float(jnp.asarray(originals[some])), keys)))
     return images
 
 

@@ -33,7 +33,7 @@ DEFAULTS: dict[str, object] = {
     **teacher.DEFAULTS,
     "replay": "fresh",  # at every step [code], or "stored": drawn once per task (arXiv 2509.23593 [2nd])
     "stored_per_class": 500,  # images kept for every old class if stored [ours]
-    "towards": 0.0,  # scale of guidance to a class each, by the teacher's classifier (CGGD of MAGD, abstract); 0: off
+    "classifier_guidance": 0.0,  # scale; to a class each, by the teacher's classifier (CGGD of MAGD, abstract); 0: off
     **timesteps.DEFAULTS,
 }
 
@@ -57,13 +57,15 @@ class SampleReplay(TeacherMethod):
         law_of_options(self.options, self.setup.schedule.timesteps)
 
     def _check_guidance(self) -> None:
-        towards = self.options["towards"]
-        if towards < 0:
-            raise UserError("method.towards is negative and would guide away from the class; write 0 or more")
-        if towards and self.setup.num_classes:
-            raise UserError("method.towards has no effect on a conditional teacher, which is asked; leave it out")
-        if towards and (self.setup.classifier is None or self.setup.classifier.towards is None):
-            raise UserError("method.towards guides by the teacher's classifier; write classifier.kind=joint")
+        guidance = self.options["classifier_guidance"]
+        if guidance < 0:
+            raise UserError("method.classifier_guidance is negative and would guide from the class; write 0 or more")
+        if guidance and self.setup.num_classes:
+            raise UserError("method.classifier_guidance is of no effect on a conditional teacher; leave it out")
+        if guidance and (self.setup.classifier is None or self.setup.classifier.towards is None):
+            raise UserError(
+                "method.classifier_guidance guides by the teacher's classifier; write classifier.kind=joint"
+            )
 
     def _check_room(self) -> None:
         size = self._capacity() * math.prod(self.setup.image_shape) if self.stored else 0  # bytes
@@ -95,11 +97,12 @@ class SampleReplay(TeacherMethod):
     def draw(self, context: Context, keys: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Teacher samples, float32 [B, H, W, C] in [-1, 1], and their labels, int32 [B].
 
-        A conditional teacher is guided as the setup says, and an unconditional one by its classifier with `towards`.
+        A conditional teacher is guided as the setup says, and an unconditional one by `classifier_guidance`.
         The samples of an unconditional one are labelled by its classifier, if it has one.
         """
-        setup, teacher = replace(self.setup, towards=self.options["towards"]), context.method["teacher"]
-        asked = labels if setup.num_classes or setup.towards else None
+        setup = replace(self.setup, classifier_guidance=self.options["classifier_guidance"])
+        teacher = context.method["teacher"]
+        asked = labels if setup.num_classes or setup.classifier_guidance else None
         images = jax.lax.stop_gradient(generate(setup, teacher, asked, subkeys(keys, "sample"), self.chain()))
         if setup.classifier is not None and setup.num_classes == 0:
             labels = jnp.argmax(setup.classifier.logits(teacher, images, None), axis=-1).astype(jnp.int32)

@@ -114,28 +114,26 @@ class JointNetwork:
         """The denoiser's output after its features moved up the gradient of log p(class), float32 [B, H, W, C].
 
         All features h that the classifier pools become h + scale * d log p(y | h) / dh before the decoder reads them
-        (joint diffusion models, arXiv 2301.13622 [code]). The gradient of a pooled map is the same for all its pixels.
+        (joint diffusion models, arXiv 2301.13622 [code]). All pixels of a map move alike, as its mean is what is read.
 
         Args:
           params: the network's, with a classifier that is not separate.
           x_t: [B, H, W, C].
           t: int [B].
           classes: int [B], 0..C-1.
-          scale: of the gradient with respect to the pooled features; 0 changes nothing.
+          scale: of the gradient; 0 changes nothing.
         """
         assert self.head is not None
         assert not self.separate, "a separate classifier does not read the denoiser's features"
         head = self.head
 
-        def log_likelihood(pooled: jax.Array) -> jax.Array:
-            log_p = jax.nn.log_softmax(jnp.asarray(head.apply({"params": params["head"]}, pooled)))
+        def log_likelihood(features: Features) -> jax.Array:
+            log_p = jax.nn.log_softmax(jnp.asarray(head.apply({"params": params["head"]}, pool(features))))
             return jnp.sum(jnp.take_along_axis(log_p, classes[:, None], axis=1))
 
         def edit(features: Features) -> Features:
-            gradient = jax.grad(log_likelihood)(pool(features))
-            ends = [sum(h.shape[-1] for h in features[: i + 1]) for i in range(len(features) - 1)]
-            moves = jnp.split(scale * gradient, ends, axis=-1)
-            return tuple(h + move[:, None, None, :].astype(h.dtype) for h, move in zip(features, moves, strict=True))
+            gradient = jax.grad(log_likelihood)(features)
+            return tuple(h + jnp.asarray(scale, h.dtype) * slope for h, slope in zip(features, gradient, strict=True))
 
         return jnp.asarray(self.unet.apply({"params": params["unet"]}, x_t, t, None, None, edit))
 

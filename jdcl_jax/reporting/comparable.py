@@ -32,7 +32,7 @@ def protocol_differences(published: Published, results: Mapping[str, Any], score
             found.append(f"{name.replace('_', ' ')} not recorded")
         elif ours != theirs:
             found.append(f"{subject}{words(ours)} instead of {words(theirs)}")
-    return found
+    return found + _setting_differences(published.protocol, results)
 
 
 def published_cell(results: Mapping[str, Any], score: str, summary: str) -> str:
@@ -44,7 +44,7 @@ def published_cell(results: Mapping[str, Any], score: str, summary: str) -> str:
 
     Returns:
       "none for digits"; "none published"; "another protocol: DIFFERENCE; DIFFERENCE; ..."; or "19.1 [2nd, 2509.23593],
-      same protocol where stated".
+      same protocol where stated", with "; not its length" where even that is not.
     """
     dataset = without_version(str(results["dataset"]))
     if dataset not in {entry.dataset for entry in PUBLISHED}:
@@ -55,7 +55,8 @@ def published_cell(results: Mapping[str, Any], score: str, summary: str) -> str:
     compared = [(protocol_differences(published, results, score), published) for published in found]
     differences, published = min(compared, key=lambda one: len(one[0]))
     if not differences:
-        return f"{published.cite()}, same protocol where stated"
+        length = "" if published.protocol.epochs or "train.steps" in published.protocol.settings else "; not its length"
+        return f"{published.cite()}, same protocol where stated{length}"
     return f"another protocol: {'; '.join(differences)}"
 
 
@@ -99,6 +100,22 @@ def _task_differences(protocol: Protocol, results: Mapping[str, Any]) -> list[st
     return found
 
 
+def _setting_differences(protocol: Protocol, results: Mapping[str, Any]) -> list[str]:
+    found = []
+    for key, theirs in protocol.settings.items():
+        ours = _setting(key)(results)
+        ours = tuple(ours) if isinstance(ours, list) else ours
+        if ours is None:
+            found.append(f"{key} not recorded")
+        elif ours != theirs:
+            found.append(f"{key}={_short(ours)} instead of {_short(theirs)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _some(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")
 
@@ -117,7 +134,7 @@ def _setting(key: str, default: Any = None) -> Callable[[Mapping[str, Any]], Any
     return read
 
 
-_OWN_SIDE = {"cifar10": 32, "imagenet_resized/32x32": 32}
+_OWN_SIDE = {"cifar10": 32, "cifar100": 32, "imagenet_resized/32x32": 32}
 
 
 def _side(results: Mapping[str, Any]) -> int | None:
@@ -131,11 +148,6 @@ def _stored(results: Mapping[str, Any]) -> int | None:
     if _setting("method.replay", "fresh")(results) == "fresh":
         return 0
     return _setting("method.stored_per_class")(results)
-
-
-def _stage_steps(results: Mapping[str, Any]) -> tuple[int, int] | None:
-    steps = tuple(_setting(key)(results) for key in ("train.steps", "method.global_steps"))
-    return None if None in steps else steps  # type: ignore[return-value]
 
 
 def _replay_timesteps(results: Mapping[str, Any]) -> str:
@@ -164,13 +176,6 @@ _FACTS: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str, Callable[[Any],
         "",
         lambda told: "class-conditional" if told else "unconditional",
     ),
-    "classifier": (_setting("classifier.kind", "none"), "classifier ", str),
-    "distillation": (
-        _setting("method.distillation"),
-        "",
-        lambda told: "with distillation" if told else "without distillation",
-    ),
-    "label_fraction": (_setting("data.label_fraction", 1.0), "", lambda share: f"{100 * share:g} % of the labels"),
     "image_size": (_side, "", lambda side: f"{side}x{side} images" if side else "images of their own size"),
     "stored_per_class": (
         _stored,
@@ -191,8 +196,6 @@ _FACTS: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str, Callable[[Any],
     "penalty_rank": (_setting("method.rank1_ewc.rank"), "penalty rank ", str),
     "weighting": (_setting("method.weighting"), "losses weighted ", str),
     "replay_weight": (_setting("method.replay_weight"), "replay weight ", "{:g}".format),
-    "quota": (_setting("method.quota"), "replay images per class ", "{:,}".format),
-    "steps": (_stage_steps, "steps of the stages ", lambda steps: f"{steps[0]:,} and {steps[1]:,}"),
     "batch_size": (_setting("train.batch_size"), "batch ", str),
     "optimizer": (_setting("train.optimizer"), "", str),
     "learning_rate": (_setting("train.learning_rate"), "learning rate ", "{:g}".format),

@@ -81,8 +81,10 @@ def _facts(run: Run) -> dict[str, str]:
 
 def _one_image(results: Mapping[str, Any]) -> dict[str, Any]:
     """FLOPs of one image's passes through a network that classifies; {} if it does not, or if they are not recorded."""
-    passes = {"denoising": results.get("forward_flops"), "classifying": results.get("classifying_flops")}
-    return passes | {"share": passes["classifying"] / passes["denoising"]} if all(passes.values()) else {}
+    denoising, classifying = results.get("forward_flops"), results.get("classifying_flops")
+    if not denoising or not classifying:
+        return {}
+    return {"denoising": denoising, "classifying": classifying, "share": classifying / denoising}
 
 
 def _has_loss(metrics: Sequence[Mapping[str, Any]]) -> bool:

@@ -1,6 +1,8 @@
 """What is known of how a published number was made."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,6 @@ class Protocol:
       penalty_form: its curvature, "mean" for E[(mu . g)^2] / |mu|^4.
       penalty_rank: its directions a task.
       compute_matched: joint training spends more steps on later tasks.
-      classifier: "joint", "separate" or "none": the network that classifies, beside the denoiser.
-      distillation: JDCL's two teachers teach the global model, rather than the replayed images alone.
-      label_fraction: the share of the training labels that is known.
-      quota: replayed images per class of JDCL.
-      steps: of JDCL's local and of its global stage.
       epochs: passes over each task's data.
       batch_size: images of the current task in one step.
       optimizer: its name.
@@ -35,6 +32,7 @@ class Protocol:
       timesteps: T of the diffusion.
       prediction: what the network says.
       sampler: its kind and its steps, for the scored images.
+      settings: what else is known, as keys of a run's config and their values there.
     """
 
     num_tasks: int
@@ -52,11 +50,6 @@ class Protocol:
     penalty_form: str | None = None
     penalty_rank: int | None = None
     compute_matched: bool | None = None
-    classifier: str | None = None
-    distillation: bool | None = None
-    label_fraction: float | None = None
-    quota: int | None = None
-    steps: tuple[int, int] | None = None
     epochs: int | None = None
     batch_size: int | None = None
     optimizer: str | None = None
@@ -64,6 +57,7 @@ class Protocol:
     timesteps: int | None = None
     prediction: str | None = None
     sampler: tuple[str, int] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

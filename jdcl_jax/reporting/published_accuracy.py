@@ -10,25 +10,58 @@ from jdcl_jax.reporting.protocol import Protocol, Published
 
 SOURCE, TAG = "2411.08224", "2nd"
 
-# Data set, tasks, method, percent, and what of JDCL is otherwise.
+_CLASSES = {"cifar10": 10, "cifar100": 100}
+
+# Data set, tasks, method, percent, and what is otherwise than in JDCL with all labels.
 _TABLE: tuple[tuple[str, int, str, float, dict[str, Any]], ...] = (
     ("cifar10", 5, "jdcl", 83.69, {}),
-    ("cifar10", 5, "jdcl", 68.4, {"classifier": "separate"}),
-    ("cifar10", 5, "jdcl", 48.2, {"distillation": False}),
-    ("cifar10", 5, "jdcl", 78.93, {"label_fraction": 0.008}),
-    ("cifar10", 5, "jdcl", 79.96, {"label_fraction": 0.05}),
+    ("cifar10", 5, "jdcl", 68.4, {"classifier.kind": "separate"}),
+    ("cifar10", 5, "jdcl", 48.2, {"method.distillation": False}),
+    ("cifar10", 5, "jdcl", 78.93, {"data.label_fraction": 0.008}),
+    ("cifar10", 5, "jdcl", 79.96, {"data.label_fraction": 0.05}),
     ("cifar10", 5, "joint", 86.41, {}),
     ("cifar100", 5, "jdcl", 47.95, {}),
     ("cifar100", 5, "joint", 73.07, {}),
     ("cifar100", 10, "jdcl", 29.04, {}),
-    ("cifar100", 10, "jdcl", 22.19, {"label_fraction": 0.008}),
-    ("cifar100", 10, "jdcl", 26.39, {"label_fraction": 0.05}),
+    ("cifar100", 10, "jdcl", 22.19, {"data.label_fraction": 0.008}),
+    ("cifar100", 10, "jdcl", 26.39, {"data.label_fraction": 0.05}),
     ("cifar100", 10, "joint", 64.15, {}),
 )
-_CLASSES = {"cifar10": 10, "cifar100": 100}
-_SCHEDULES = {
-    "cifar10": {"quota": 1000, "steps": (50_000, 30_000)},
-    "cifar100": {"quota": 400, "steps": (100_000, 70_000)},
+
+_JDCL: dict[str, Any] = {
+    "classifier.kind": "joint",
+    "classifier.hidden": 1024,
+    "classifier.weight": 0.001,
+    "method.local": True,
+    "method.distillation": True,
+    "method.unlabelled": "fixmatch",
+    "method.threshold": 0.95,
+    "method.denoising_weight": 0.01,
+    "method.class_weight": 1e-5,
+    "method.distillation_weight": 2.0,
+    "method.class_distillation_weight": 0.002,
+    "method.class_delay": 10_000,
+    "method.first_steps": 0,
+    "method.replay_steps": 250,
+    "model.channels": (128, 256, 256, 256),
+    "model.layers_per_block": 3,
+    "model.attention_resolutions": (16, 8),
+    "model.dropout": 0.1,
+    "diffusion.schedule": "linear",
+    "diffusion.beta_start": 1e-3,
+    "diffusion.beta_end": 0.02,
+    "train.epochs": 0,
+    "train.ema": 0.9999,
+    "train.weight_decay": 0.01,
+    "views.crop_scale": 0.85,
+    "views.operations": 2,
+    "views.magnitude": 10,
+    "views.cutout": 0.5,
+    "data.flip": True,
+}
+_OF_THE_DATA: dict[str, dict[str, Any]] = {
+    "cifar10": {"train.steps": 50_000, "method.global_steps": 30_000, "method.quota": 1000},
+    "cifar100": {"train.steps": 100_000, "method.global_steps": 70_000, "method.quota": 400},
 }
 
 _UNKNOWNS = ("the number of seeds", "images held out for validation, and how the model was chosen")
@@ -44,21 +77,20 @@ def _protocol(dataset: str, num_tasks: int, method: str, otherwise: dict[str, An
         classes_per_task=_CLASSES[dataset] // num_tasks,
         label_order=True,
         image_size=32,
-        label_fraction=1.0,
+        settings={"data.label_fraction": 1.0},
     )
     if method == "joint":
         return known
-    jdcl: dict[str, Any] = {
-        "class_conditional": False,
-        "classifier": "joint",
-        "distillation": True,
-        "batch_size": 256,
-        "optimizer": "adamw",
-        "learning_rate": 2e-4,
-        "timesteps": 1000,
-        "prediction": "eps",
-    }
-    return replace(known, **{**jdcl, **_SCHEDULES[dataset], **otherwise})
+    return replace(
+        known,
+        class_conditional=False,
+        batch_size=256,
+        optimizer="adamw",
+        learning_rate=2e-4,
+        timesteps=1000,
+        prediction="eps",
+        settings={**known.settings, **_JDCL, **_OF_THE_DATA[dataset], **otherwise},
+    )
 
 
 def accuracies() -> tuple[Published, ...]:

@@ -42,12 +42,17 @@ def _continued(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 def ablation_figure(groups: Mapping[str, Group]) -> Figure:
     """Accuracy on all tasks seen, after each task, a line per variant (figure 5 of the paper)."""
+    for group in groups.values():
+        if any("accuracy" not in run.scores for run in group.runs):
+            raise UserError(f"{group.method} was not scored by accuracy; name it in evaluation.scores of a new run")
     lines = {label: group.union("accuracy") for label, group in groups.items()}
     return union_curves(lines, title="accuracy", lower_is_better=False)
 
 
 def labelled_groups(runs: Sequence[Run]) -> dict[str, Group]:
-    """Runs that differ in nothing but the seed together, under the method and the options that tell them apart.
+    """Runs that differ in nothing but the seed together.
+
+    Their label is the method, with the options in which runs of that method differ.
 
     Raises:
       UserError: a run that is not finished, or has no accuracy.
@@ -58,11 +63,11 @@ def labelled_groups(runs: Sequence[Run]) -> dict[str, Group]:
         if not phase_rows(run):
             raise UserError(f"{run.name} has no accuracy: its network does not classify; write classifier.kind=joint")
     configs = [_flat(run.results["config"]) for run in runs]
-    keys = sorted({key for config in configs for key in config})
-    telling = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
     members: dict[str, list[Run]] = {}
     for run, config in zip(runs, configs, strict=True):
-        options = ", ".join(f"{key.removeprefix('method.')}={config[key]}" for key in telling if key in config)
+        of_method = [other for one, other in zip(runs, configs, strict=True) if one.method == run.method]
+        telling = [key for key in sorted(config) if len({repr(other.get(key)) for other in of_method}) > 1]
+        options = ", ".join(f"{key.removeprefix('method.')}={config[key]}" for key in telling)
         members.setdefault(f"{run.method} ({options})" if options else run.method, []).append(run)
     return {label: Group(runs[0].dataset, label, tuple(own)) for label, own in members.items()}
 

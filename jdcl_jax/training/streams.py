@@ -34,6 +34,7 @@ class Stream:
       draw: makes the examples from the context.
       view: augments the images of `rows`.
       multiple: of which a device's share of the batch must be a multiple.
+      option: the key of the config that sets `batch_size`, for messages; empty: it follows from train.batch_size.
     """
 
     batch_size: int
@@ -41,6 +42,7 @@ class Stream:
     draw: Draw | None = None
     view: View | None = None
     multiple: int = 1
+    option: str = ""
 
 
 Streams = Mapping[str, Stream]

@@ -387,7 +387,7 @@ def guided(joint) -> tuple[Setup, list]:
 @pytest.mark.parametrize("name", ["gr", "gd"])
 def test_towards_guides_the_teacher_to_old_classes_and_its_samples_are_still_labelled(guided, name) -> None:
     setup, asked = guided
-    examples = drawn(method_of(setup, name, towards=2.0), batch=16)
+    examples = drawn(method_of(setup, name, classifier_guidance=2.0), batch=16)
     jax.effects_barrier()
     assert len(asked) == 2  # teacher steps
     for w, t, classes, scale in asked:
@@ -402,12 +402,12 @@ def test_towards_guides_the_teacher_to_old_classes_and_its_samples_are_still_lab
 
 def test_how_the_evaluations_samples_are_guided_has_no_part_in_replay(guided) -> None:
     setup, asked = guided
-    evaluated = dataclasses.replace(setup, towards=7.0)
+    evaluated = dataclasses.replace(setup, classifier_guidance=7.0)
     plain = drawn(method_of(evaluated, "gr"), batch=8)
     jax.effects_barrier()
     assert asked == []
     np.testing.assert_array_equal(plain.image, drawn(method_of(setup, "gr"), batch=8).image)
-    drawn(method_of(evaluated, "gr", towards=2.0), batch=8)
+    drawn(method_of(evaluated, "gr", classifier_guidance=2.0), batch=8)
     jax.effects_barrier()
     assert [float(scale) for *_, scale in asked] == [2.0, 2.0]
 
@@ -415,20 +415,20 @@ def test_how_the_evaluations_samples_are_guided_has_no_part_in_replay(guided) ->
 @pytest.mark.parametrize("name", ["gr", "gd"])
 def test_towards_needs_a_classifier_on_the_denoisers_own_features(setup, joint, name) -> None:
     for network in (setup, joint):  # none, and one that cannot guide
-        with pytest.raises(UserError, match=r"method\.towards"):
-            method_of(network, name, towards=1.0)
+        with pytest.raises(UserError, match=r"method\.classifier_guidance"):
+            method_of(network, name, classifier_guidance=1.0)
 
 
 def test_towards_without_effect_on_a_conditional_teacher_is_refused(guided) -> None:
-    with pytest.raises(UserError, match=r"method\.towards"):
-        method_of(dataclasses.replace(guided[0], num_classes=6), "gr", towards=1.0)
+    with pytest.raises(UserError, match=r"method\.classifier_guidance"):
+        method_of(dataclasses.replace(guided[0], num_classes=6), "gr", classifier_guidance=1.0)
 
 
 def test_towards_without_effect_on_all_states_is_refused(guided) -> None:
-    with pytest.raises(UserError, match=r"method\.towards"):
-        method_of(guided[0], "gd", towards=1.0, distil_on="all_states")
+    with pytest.raises(UserError, match=r"method\.classifier_guidance"):
+        method_of(guided[0], "gd", classifier_guidance=1.0, distil_on="all_states")
 
 
 def test_guidance_away_from_the_class_asked_for_is_refused(guided) -> None:
-    with pytest.raises(UserError, match=r"method\.towards"):
-        method_of(guided[0], "gr", towards=-1.0)
+    with pytest.raises(UserError, match=r"method\.classifier_guidance"):
+        method_of(guided[0], "gr", classifier_guidance=-1.0)

@@ -81,12 +81,12 @@ POOL = np.random.default_rng(9).integers(0, 256, (60, 4, 4, 1)).astype(np.uint8)
 STORED = np.random.default_rng(5).integers(0, 256, (6 * QUOTA, 4, 4, 1)).astype(np.uint8)
 
 
-def context_of(method, task=1, old=OLD, local=LOCAL, counts=None, images=STORED) -> Context:
-    """What the global stage of a task (from 0) reads, put into memory as training puts it."""
+def context_of(method, task=1, old=OLD, local=LOCAL, counts=None, images=STORED, averaged=None) -> Context:
+    """What the global stage of a task (from 0) reads, put into memory as training puts it; raw weights as averaged."""
     setup, phases = method.setup, {phase.name: phase for phase in method.phases(task)}
-    memory = method.end_task(method.init_memory(STUDENT), Learned(old, old), task - 1)
+    memory = method.end_task(method.init_memory(STUDENT), Learned(old, averaged or old), task - 1)
     if method.options["local"]:
-        memory = method.end_phase(memory, Learned(local, local), task, phases["local"])
+        memory = method.end_phase(memory, Learned(local, averaged or local), task, phases["local"])
     if counts is None:
         asked = sum(map(len, setup.groups[: task + 1 if method.options["local"] else task]))
         counts = [QUOTA] * asked + [0] * (6 - asked)
@@ -314,6 +314,20 @@ def evaluated(method, task, step, teachers=(OLD, LOCAL)):
         return jax.value_and_grad(loss, has_aux=True)(student)
 
     return slope(STUDENT, context.replace(step=jnp.int32(step)), weights)
+
+
+@pytest.mark.parametrize("teacher", ["ema", "last"])
+def test_averaged_weights_teach_and_raw_ones_where_they_are_asked_to(joint, teacher, monkeypatch) -> None:
+    """With the student's own as the averaged weights, there is something to distil from the raw ones alone."""
+    for name in ("IN_TRAINING", "IN_CLASSIFYING"):
+        monkeypatch.setitem(globals(), name, 1.0)
+    method = method_of(joint, teacher=teacher)
+    context = context_of(method, averaged=STUDENT).replace(step=jnp.int32(DELAY))
+    loss = global_loss(method.setup, method.options)
+    batch = at(global_phase(method), context, context.step)
+    metrics = jax.jit(lambda context: loss(STUDENT, batch, context)[1])(context)
+    for name in ("loss_distillation", "loss_class_distillation"):
+        assert (float(metrics[name]) > 1e-3) is (teacher == "last"), name
 
 
 TERMS = {
