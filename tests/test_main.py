@@ -135,6 +135,10 @@ BAD_CONFIGS = {
     "accuracy without a classifier": (f"--config={DIGITS}:gd,classifier.kind=none", "has accuracy"),
     "no labels": (f"--config={DIGITS}:data.label_fraction=0.0", "data.label_fraction above 0"),
     "a late class loss": (f"--config={DIGITS}:method.class_delay=100000", "would never begin"),
+    "a stage that ends before it is warm": (
+        f"--config={DIGITS}:train.warmup=220,method.global_steps=200",
+        "the 200 steps of the phase global",
+    ),
     "a draw over devices": (f"--config={DIGITS}:method.replay_batch=301", "method.replay_batch=301 can't be shared"),
     "labels that nothing reads": (
         f"--config={DIGITS}:gd,generation,data.label_fraction=0.5",
