@@ -22,7 +22,7 @@ from jdcl_jax.methods.method import Phase
 from jdcl_jax.training.parallel import Parallel
 
 FORMAT = 1
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "dm-pix", "numpy", "scikit-learn")
 
 
 class Results:
