@@ -29,6 +29,13 @@ SUMMARIES = {
 """The summaries that a study shows, and what they are called in its tables."""
 
 SCORE_GROUPS = {
+    "Accuracy of the network's own classifier": (
+        "accuracy",
+        "accuracy_masked",
+        "accuracy_raw",
+        "accuracy_ema",
+        "accuracy_validation",
+    ),
     "Frechet distance": ("fid", "fd_classifier"),
     "Kernel distance": ("kid", "kd_classifier"),
     "Precision": ("precision_inception", "precision_classifier"),
@@ -37,6 +44,7 @@ SCORE_GROUPS = {
     "Class histograms: ARD": ("ard",),
     "Error of the predicted noise": ("eps_mse",),
     "Bits per dimension": ("bpd_fixed_small", "bpd_fixed_large"),
+    "Frozen features": ("linear_probe", "knn_probe"),
 }
 
 

@@ -182,6 +182,15 @@ def test_scores_are_grouped_and_the_frechet_distance_leads(make_study, results) 
     assert page.count("Frechet distance") == 1  # once above both of its scores
 
 
+def test_accuracy_leads_where_networks_classify(make_study, results) -> None:
+    scores = results()["scores"]
+    names = ("fd_classifier", "knn_probe", "accuracy_masked", "accuracy")
+    workdir = make_study({"jdcl": [{"scores": dict.fromkeys(names, scores["recall"])}]})
+    study = load_study(workdir)
+    assert list(study.scores) == ["accuracy", "accuracy_masked", "fd_classifier", "knn_probe"]
+    assert study.headline == "accuracy"
+
+
 def test_published_numbers_stand_beside_the_headline_only(make_study, monkeypatch) -> None:
     asked = []
 
