@@ -89,10 +89,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_picture_path(out)
         if options.num < 1 or options.task < 0:
             raise UserError("--num counts from 1 and --task from 0")
-        if options.kind != "logits" and (options.task, options.num) != (0, NUM):
+        if options.kind == "logits":
+            share_cpu(options.num)
+            use_compilation_cache()
+        elif (options.task, options.num) != (0, NUM):
             raise UserError(f"--task and --num have no effect on {options.kind}; leave them out")
-        share_cpu(options.num)
-        use_compilation_cache()
         write_bytes(out, render(draw(options.kind, options.workdirs, task=options.task, num=options.num), "png"))
         print(out)
 

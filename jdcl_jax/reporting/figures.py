@@ -1,6 +1,7 @@
 """The look of all figures, their bytes, and how many values fit in one."""
 
 import io
+import math
 from typing import Literal
 
 import matplotlib
@@ -45,6 +46,27 @@ def empty_figure(width: float, height: float) -> tuple[Figure, Axes]:
         axes.spines[side].set_color("#888888")
     axes.tick_params(colors=INK, labelsize=8.5)
     return figure, axes
+
+
+def legend_below(figure: Figure) -> None:
+    """Puts the legend of a figure's lines below it, in as many columns as its names leave room for.
+
+    A legend that the figure has is taken away. The figure grows by the height of the new one, and in width if a name
+    is longer than it.
+    """
+    rows = 0
+    for legend in list(figure.legends):
+        rows += math.ceil(len(legend.get_texts()) / 3)
+        legend.remove()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    width, height = figure.get_size_inches()
+    longest = max(map(len, labels), default=1)
+    # Of 8 points a letter is about 0.06 inches wide; the line beside a name takes about half an inch.
+    width = max(width, 0.6 + 0.065 * longest)
+    columns = min(max(1, int(width / (0.5 + 0.06 * longest))), 5, len(labels))
+    height += 0.15 * (math.ceil(len(labels) / columns) - rows)
+    figure.set_size_inches(width, height)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
 def log_scale(axes: Axes) -> None:

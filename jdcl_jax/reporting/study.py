@@ -12,7 +12,7 @@ from jdcl_jax.errors import UserError
 from jdcl_jax.reporting import costs, differences, html, memorising, pitfalls, plots, timesteps
 from jdcl_jax.reporting.comparable import PUBLISHED_SUMMARIES, published_cell, published_score
 from jdcl_jax.reporting.compare import Group
-from jdcl_jax.reporting.figures import render
+from jdcl_jax.reporting.figures import legend_below, render
 from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.page import sample_pictures
 from jdcl_jax.reporting.panels import in_panels
@@ -68,7 +68,7 @@ def _union_figures(study: Study) -> dict[str, Figure]:
 def _union_figure(curves: Mapping[str, Any], *, title: str, lower_is_better: bool) -> Figure:
     figure = plots.union_curves(curves, title=title, lower_is_better=lower_is_better)
     if len(curves) > 1:
-        timesteps.legend_below(figure)
+        legend_below(figure)
     return figure
 
 

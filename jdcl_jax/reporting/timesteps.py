@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from jdcl_jax.reporting.figures import COLOURS, INK, empty_figure, log_scale, plain, spans_decades
+from jdcl_jax.reporting.figures import COLOURS, INK, empty_figure, legend_below, log_scale, plain, spans_decades
 from jdcl_jax.reporting.panels import in_panels
 
 BINS = 50  # points of a line: more would show the noise of single timesteps
@@ -179,27 +179,6 @@ def lines_figure(
     if len(lines) > 1:
         legend_below(figure)
     return figure
-
-
-def legend_below(figure: Figure) -> None:
-    """Puts the legend of a figure's lines below it, in as many columns as its names leave room for.
-
-    A legend that the figure has is taken away. The figure grows by the height of the new one, and in width if a name
-    is longer than it.
-    """
-    rows = 0
-    for legend in list(figure.legends):
-        rows += math.ceil(len(legend.get_texts()) / 3)
-        legend.remove()
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    width, height = figure.get_size_inches()
-    longest = max(map(len, labels), default=1)
-    # Of 8 points a letter is about 0.06 inches wide; the line beside a name takes about half an inch.
-    width = max(width, 0.6 + 0.065 * longest)
-    columns = min(max(1, int(width / (0.5 + 0.06 * longest))), 5, len(labels))
-    height += 0.15 * (math.ceil(len(labels) / columns) - rows)
-    figure.set_size_inches(width, height)
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
 def _task_colours(num: int) -> list[Any]:

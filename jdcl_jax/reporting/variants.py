@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from jdcl_jax.errors import UserError
 from jdcl_jax.reporting.accuracy import phase_rows
 from jdcl_jax.reporting.compare import Group
-from jdcl_jax.reporting.figures import COLOURS, MARKERS, empty_figure, plain
+from jdcl_jax.reporting.figures import COLOURS, MARKERS, empty_figure, legend_below, plain
 from jdcl_jax.reporting.plots import union_curves
 from jdcl_jax.reporting.runs import MACHINE_KEYS, Run, floats
 
@@ -28,7 +28,7 @@ def continued_figure(groups: Mapping[str, Group]) -> Figure:
             axes.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
     axes.set_xlabel("steps on generated images alone, after training on real ones")
     axes.set_ylabel("accuracy, test images")
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
+    legend_below(figure)
     return figure
 
 
@@ -46,7 +46,9 @@ def ablation_figure(groups: Mapping[str, Group]) -> Figure:
         if any("accuracy" not in run.scores for run in group.runs):
             raise UserError(f"{group.method} was not scored by accuracy; name it in evaluation.scores of a new run")
     lines = {label: group.union("accuracy") for label, group in groups.items()}
-    return union_curves(lines, title="accuracy", lower_is_better=False)
+    figure = union_curves(lines, title="accuracy", lower_is_better=False)
+    legend_below(figure)
+    return figure
 
 
 def labelled_groups(runs: Sequence[Run]) -> dict[str, Group]:
