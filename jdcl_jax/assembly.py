@@ -103,12 +103,16 @@ def assemble(config: ml_collections.ConfigDict) -> Parts:
 
 def _check_warmup(config: ml_collections.ConfigDict, method: Method) -> None:
     """Where every phase has a schedule of its own, none may end before it is warm."""
-    phases = [phase for task in range(method.setup.num_tasks) for phase in method.phases(task) if not phase.observe]
-    shortest = min(phases, key=lambda phase: phase.steps)
-    if config.train.reset_optimizer and not shortest.continues and config.train.warmup >= shortest.steps:
-        raise UserError(
-            f"train.warmup={config.train.warmup} is not below the {shortest.steps} steps of the phase {shortest.name}"
-        )
+    if not config.train.reset_optimizer:
+        return
+    for task in range(method.setup.num_tasks):
+        phases = list(method.phases(task))
+        for place, phase in enumerate(phases):
+            steps = chain_steps(phases, place)
+            if phase.observe is None and config.train.warmup >= steps:
+                raise UserError(
+                    f"train.warmup={config.train.warmup} is not below the {steps} steps of the phase {phase.name}"
+                )
 
 
 def _check_probes(config: ml_collections.ConfigDict, classes: int) -> None:

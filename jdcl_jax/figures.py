@@ -45,6 +45,10 @@ def draw(kind: str, workdirs: Sequence[Path], *, task: int, num: int) -> Figure:
     Raises:
       UserError: the runs are not of that kind.
     """
+    places = [workdir.resolve() for workdir in workdirs]
+    twice = [str(workdir) for workdir, place in zip(workdirs, places, strict=True) if places.count(place) > 1]
+    if twice:
+        raise UserError(f"{twice[0]} is named twice and would count as two seeds; write every folder once")
     runs = [load_run(workdir) for workdir in workdirs]
     if kind in ("phases", "logits") and len(runs) != 1:
         raise UserError(f"{kind} is a figure of one run; write one folder")

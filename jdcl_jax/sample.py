@@ -6,6 +6,7 @@ if __name__ == "__main__":
     reexec_with_hugepages()
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,8 +56,8 @@ def sample(
 def _guided(setup: Setup, guidance: float | None) -> Setup:
     if guidance is None:
         return setup
-    if guidance < 0:
-        raise UserError(f"--guidance={guidance:g} would guide away from the class; write 0 or more")
+    if not 0 <= guidance < math.inf:
+        raise UserError(f"--guidance={guidance:g} is no scale towards a class; write 0 or more")
     if setup.num_classes:
         return replace(setup, guidance=guidance)
     if setup.classifier is None or setup.classifier.towards is None:
@@ -70,8 +71,8 @@ def _labels(asks_for_classes: bool, seen: list[int], label: int | None, num: int
     if not asks_for_classes:
         if label is not None:
             raise UserError(
-                "--label needs a conditional denoiser, or --guidance=SCALE by a joint classifier; this run's denoiser "
-                "is unconditional, leave --label out"
+                "--label needs a conditional denoiser, or --guidance=SCALE above 0 by a joint classifier; this run's "
+                "denoiser is unconditional, leave --label out"
             )
         return None
     if label is not None and label not in seen:

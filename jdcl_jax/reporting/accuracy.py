@@ -57,6 +57,9 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], title: str) -> Fi
             axes.text(j, i, f"{shown[i, j]}", ha="center", va="center", fontsize=7.5, color=ink)
         axes.set_xticks(range(len(columns)), [plain(names[c]) for c in columns], rotation=60, ha="right")
         axes.set_yticks(range(len(rows)), [plain(names[c]) for c in rows])
+    else:
+        axes.set_xticks([])
+        axes.set_yticks([])
     axes.tick_params(length=0)
     axes.set_xlabel("answer")
     axes.set_ylabel("true class")
@@ -81,13 +84,14 @@ def logits_figure(
     first.remove()
     everything = np.concatenate([*real.values(), *generated.values()])
     edges = np.linspace(everything.min(), everything.max(), 31)
+    named: set[str] = set()
     for place, name in enumerate(real):
         axes = figure.add_subplot(height, width, place + 1)
         for values, colour, label in ((real[name], COLOURS[0], "real"), (generated[name], COLOURS[1], "generated")):
             if len(values):
-                axes.hist(
-                    values, edges.tolist(), density=True, color=colour, alpha=0.5, label=label if not place else None
-                )
+                told = None if label in named else label
+                axes.hist(values, edges.tolist(), density=True, color=colour, alpha=0.5, label=told)
+                named.add(label)
         axes.set_title(plain(name), fontsize=8)
         axes.set_yticks([])
         axes.tick_params(labelsize=7, colors=INK)
