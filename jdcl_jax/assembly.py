@@ -116,10 +116,8 @@ def _check_warmup(config: ml_collections.ConfigDict, method: Method) -> None:
 
 
 def _check_probes(config: ml_collections.ConfigDict, classes: int) -> None:
-    probes, most = (
-        [name for name in config.evaluation.scores if name.endswith("_probe")],
-        config.evaluation.probe.images,
-    )
+    probes = [name for name in config.evaluation.scores if name.endswith("_probe")]
+    most = config.evaluation.probe.images
     if probes and most < classes:
         raise UserError(
             f"evaluation.probe.images is {most}, and {probes[0]} is fitted to images of {classes} classes; write at "

@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -89,6 +90,31 @@ def load_config_file(name: str) -> Any:
 def config_file() -> Callable[[str], Any]:
     """Loads a file of configs/ by its stem."""
     return load_config_file
+
+
+def as_results(config: Any, num_classes: int = 10) -> dict[str, Any]:
+    """What results.json of a finished run of this config says of its protocol."""
+    from jdcl_jax.data.groups import task_groups
+
+    tasks = config.tasks
+    groups = task_groups(
+        num_classes, num_tasks=tasks.num_tasks, groups=tasks.groups, order=tasks.order, first_tasks=tasks.first
+    )
+    tree = {
+        "status": "finished",
+        "dataset": config.data.name,
+        "method": config.method.name,
+        "tasks": [{"task": i + 1, "classes": group} for i, group in enumerate(groups)],
+        "scores": dict.fromkeys(config.evaluation.scores),
+        "config": config.to_dict(),
+    }
+    return json.loads(json.dumps(tree))
+
+
+@pytest.fixture(scope="session", name="as_results")
+def _as_results() -> Callable[..., dict[str, Any]]:
+    """The function of that name."""
+    return as_results
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,7 @@
 """JDCL's published accuracies, and which runs may stand beside them."""
 
-import json
-from typing import Any
-
 import pytest
 
-from jdcl_jax.data.groups import task_groups
 from jdcl_jax.reporting.comparable import protocol_differences, published_cell
 from jdcl_jax.reporting.published import PUBLISHED, find, unstated
 
@@ -13,26 +9,9 @@ COUNTS = {"cifar10": 10, "cifar100": 100}
 
 
 @pytest.fixture
-def results(config_file):
+def results(config_file, as_results):
     """`results("cifar10", "jdcl,paper")`: what results.json of a finished run of that config says of its protocol."""
-
-    def make(file: str, words: str) -> dict[str, Any]:
-        config = config_file(file).get_config(words)
-        tasks = config.tasks
-        groups = task_groups(
-            COUNTS[file], num_tasks=tasks.num_tasks, groups=tasks.groups, order=tasks.order, first_tasks=tasks.first
-        )
-        tree = {
-            "status": "finished",
-            "dataset": config.data.name,
-            "method": config.method.name,
-            "tasks": [{"task": i + 1, "classes": group} for i, group in enumerate(groups)],
-            "scores": dict.fromkeys(config.evaluation.scores),
-            "config": config.to_dict(),
-        }
-        return json.loads(json.dumps(tree))
-
-    return make
+    return lambda file, words: as_results(config_file(file).get_config(words), COUNTS[file])
 
 
 @pytest.mark.parametrize(
