@@ -1,6 +1,6 @@
 """The command line of JDCL's figures: which picture it writes of which runs, and what it says instead."""
 
-import importlib.util
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import small_runs
 from jdcl_jax import figures as command
 from jdcl_jax.experiment import run
 from jdcl_jax.reporting.accuracy import logits_figure, phases_figure
 from jdcl_jax.reporting.figures import render
 from jdcl_jax.reporting.runs import load_run
 from jdcl_jax.reporting.variants import ablation_figure, continued_figure, labelled_groups
-
-_SPEC = importlib.util.spec_from_file_location("small_runs", Path(__file__).with_name("test_jdcl_run.py"))
-small_runs = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(small_runs)
+from refusals import refusal_of
 
 PHASES = [
     {"task": 1, "phase": "local", "accuracy": [0.9, None]},
@@ -83,16 +81,7 @@ def classifying(tiny_config, tmp_path_factory) -> Path:
     return folder
 
 
-def refusal(capsys, *arguments: object) -> str:
-    """The one line with which the command line ends; nothing else is said, and the exit code is 2."""
-    with pytest.raises(SystemExit) as end:
-        command.main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    assert end.value.code == 2
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    return err
+refusal = functools.partial(refusal_of, command.main)
 
 
 # -- what is written

@@ -1,23 +1,19 @@
 """Sampling towards classes by a run's own classifier: `--guidance` of the sampling command line."""
 
-import importlib.util
+import functools
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+import small_runs
 from jdcl_jax import sample as command
 from jdcl_jax.assembly import assemble
-from jdcl_jax.data.batches import to_float
 from jdcl_jax.experiment import run
 from jdcl_jax.reporting.grids import SEPARATOR, enlargement
 from jdcl_jax.restored import Restored, restore
-
-_SPEC = importlib.util.spec_from_file_location("small_runs", Path(__file__).with_name("test_jdcl_run.py"))
-small_runs = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(small_runs)
+from refusals import refusal_of
 
 NUM, SCALE = 40, 10
 WORDS = (
@@ -56,19 +52,10 @@ def drawn(workdir: Path, target: Path, *arguments: str) -> np.ndarray:
 def answers(workdir: Path, images: np.ndarray) -> np.ndarray:
     """The classes that the run's own classifier gives images."""
     found = restore(workdir, 0)
-    return np.asarray(found.parts.network.classify(found.params, to_float(jnp.asarray(images)))).argmax(1)
+    return small_runs.said(found.parts, found.params, images)
 
 
-def refusal(capsys, *arguments: str) -> str:
-    """The one line with which the command line ends; nothing else is said, and the exit code is 2."""
-    with pytest.raises(SystemExit) as end:
-        command.main(list(arguments))
-    out, err = capsys.readouterr()
-    assert end.value.code == 2
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    return err
+refusal = functools.partial(refusal_of, command.main)
 
 
 @pytest.fixture(scope="module")

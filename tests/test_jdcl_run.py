@@ -3,7 +3,6 @@
 All but one have two layers in the UNet's place, and nothing is optimised while compiling, so that a run takes seconds.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -12,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,41 +29,15 @@ from jdcl_jax.methods.method import DENOISER
 from jdcl_jax.models.unet import UNet
 from jdcl_jax.reporting.grids import write_grid
 from jdcl_jax.restored import restore
-from jdcl_jax.training import parallel
 from jdcl_jax.training.checkpoint import Checkpoints
 from jdcl_jax.training.parallel import Parallel
+from small_runs import JDCL, Line, lines, quick, said, stages_of
 
 REPOSITORY = Path(__file__).parents[1]
 
-JDCL = (  # as TINY_JDCL, but long enough for the classifier to name several classes
-    "jdcl", "classifier.kind=joint", "classifier.hidden=16", "classifier.weight=1.0", "train.ema=0.9",
-    "evaluation.weights=ema", "evaluation.scores=('accuracy','accuracy_masked','kld')", "views.operations=0",
-    "train.steps=16", "train.learning_rate=1e-2", "checkpoint.every=4", "method.global_steps=24",
-    "method.class_delay=8", "method.class_weight=0.1", "method.class_distillation_weight=1.0", "method.quota=20",
-    "method.replay_steps=3", "method.replay_batch=8",
-)  # fmt: skip
 SCRATCH = (*JDCL, "method.local_start=scratch")
 TWO = "tasks.first=2"
 GROUPS, QUOTA = [[0, 1], [2, 3], [4, 5]], 20
-
-
-class Line(UNet):
-    """Two linear layers with one feature map, in the UNet's place."""
-
-    @nn.compact
-    def _layers(self, x, t, labels, keys, edit):
-        h = nn.Dense(16, name="conv_in")(x.reshape(len(x), -1))
-        h = nn.leaky_relu(h + nn.Dense(16, name="time")(t[:, None] / 1000.0))
-        features = (h[:, None, None, :],)
-        if edit is None:
-            return features
-        return (nn.Dense(x[0].size, name="conv_out")(edit(features)[0][:, 0, 0]).reshape(x.shape),)
-
-
-def quick(patch) -> None:
-    """Makes runs small; `patch` is setattr or that of a monkeypatch."""
-    patch(assembly, "UNet", Line)
-    patch(parallel, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,15 +63,6 @@ def newest(workdir: Path, config) -> Any:
 
 def averaged(workdir: Path, config, task: int) -> Any:
     return saved(workdir, config, task)["networks"][DENOISER].averaged
-
-
-def lines(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def said(parts, params, images: np.ndarray) -> np.ndarray:
-    """The classes that the network's classifier gives images uint8 [N, H, W, C]."""
-    return np.asarray(parts.network.classify(params, to_float(jnp.asarray(images)))).argmax(1)
 
 
 def accuracy(parts, params, task: int) -> float:
@@ -283,17 +246,16 @@ def test_sampling_draws_from_the_model_that_was_evaluated_and_not_from_where_a_l
 KILLED_AT = {"local": 8, "draw": 8, "global": 12}  # of 16, 20 and 24 steps; the old model's samples are drawn by 10
 STAGES = list(KILLED_AT)
 
-# The command line, with this file's small network; it ends with SIGKILL when that checkpoint of a stage is saved.
+# The command line, with the small network; it ends with SIGKILL when that checkpoint of a stage is saved.
 KILLED_IN = f"""
-import importlib.util, os, runpy, signal, sys
+import os, runpy, signal, sys
 from jdcl_jax.training.checkpoint import Checkpoints
 
-spec = importlib.util.spec_from_file_location("small", {str(Path(__file__))!r})
-small = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(small)
-small.quick(setattr)
-name, save = sys.argv.pop(1), Checkpoints.save
-where = (1, small.STAGES.index(name), small.KILLED_AT[name])
+sys.path.insert(0, {str(REPOSITORY / "tests")!r})
+import small_runs
+
+small_runs.quick(setattr)
+save, where = Checkpoints.save, (1, int(sys.argv.pop(1)), int(sys.argv.pop(1)))
 
 def killed(self, step, state, record):
     save(self, step, state, record)
@@ -318,7 +280,8 @@ class Killed:
         words = f"--config={REPOSITORY / 'configs' / 'digits.py'}:{tiny_words(*SCRATCH)}"
         environment = {**os.environ, "GLIBC_TUNABLES": "", "PYTHONPATH": str(REPOSITORY)}
         for stage in STAGES:
-            command = [sys.executable, "-c", KILLED_IN, stage, words, f"--workdir={self.workdir}"]
+            where = [str(STAGES.index(stage)), str(KILLED_AT[stage])]
+            command = [sys.executable, "-c", KILLED_IN, *where, words, f"--workdir={self.workdir}"]
             ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
             assert ended.returncode == -signal.SIGKILL, ended.stderr
             self.logs[stage] = ended.stderr
@@ -472,10 +435,6 @@ def test_pmap_on_two_devices_and_jit_give_the_same_accuracy(tiny_config, undistu
 
 
 # -- variants
-
-
-def stages_of(results: dict) -> list[tuple]:
-    return [(entry["task"], entry["phase"]) for entry in results["phases"]]
 
 
 @pytest.mark.parametrize("kind", ["joint", "separate"])

@@ -1,16 +1,10 @@
 """Whole runs on real digits that know no labels, or few: the probes of their features, and their accuracy."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+import small_runs
 from jdcl_jax.experiment import run
-
-_SPEC = importlib.util.spec_from_file_location("small_runs", Path(__file__).with_name("test_jdcl_run.py"))
-small_runs = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(small_runs)
 
 PROBES = ("linear_probe", "knn_probe")
 

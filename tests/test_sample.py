@@ -1,5 +1,6 @@
 """The sampling command line on a finished run."""
 
+import functools
 import shutil
 
 import numpy as np
@@ -8,20 +9,12 @@ from PIL import Image
 
 from jdcl_jax import sample as command
 from jdcl_jax.sample import sample
+from refusals import refusal_of
 
 NUM = 8
 
 
-def refusal(capsys, *arguments: str) -> str:
-    """The one line with which the command line ends; nothing else is said, and the exit code is 2."""
-    with pytest.raises(SystemExit) as end:
-        command.main(list(arguments))
-    out, err = capsys.readouterr()
-    assert end.value.code == 2
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    return err
+refusal = functools.partial(refusal_of, command.main)
 
 
 def test_a_grid_is_written_and_the_run_is_not_touched(gd_run, tmp_path, capsys) -> None:

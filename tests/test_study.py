@@ -3,6 +3,7 @@
 On a first task joint training is fine-tuning, so the second run finds the first one's compiled programs in the cache.
 """
 
+import functools
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from jdcl_jax import campaign
 from jdcl_jax.study import main
+from refusals import refusal_of
 
 REPOSITORY = Path(__file__).parents[1]
 DIGITS = str(REPOSITORY / "configs" / "digits.py")
@@ -44,16 +46,7 @@ def arguments(tiny_words, tmp_path):
     return make
 
 
-def refusal(capsys, *words: str) -> str:
-    """The one line of a command line that is refused."""
-    with pytest.raises(SystemExit) as end:
-        main(list(words))
-    assert end.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("error: ")
-    assert printed.err.count("\n") == 1
-    return printed.err
+refusal = functools.partial(refusal_of, main)
 
 
 def stop_at(file: Path) -> None:

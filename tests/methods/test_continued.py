@@ -1,7 +1,6 @@
 """Continued training on a network's own samples: its phases, what it refuses, and whole runs that take seconds."""
 
 import dataclasses
-import importlib.util
 import itertools
 from pathlib import Path
 
@@ -10,15 +9,12 @@ import numpy as np
 import optax
 import pytest
 
+import small_runs
 from jdcl_jax.assembly import assemble, chain_steps
 from jdcl_jax.errors import UserError
 from jdcl_jax.experiment import Experiment, run
 from jdcl_jax.methods.method import DENOISER, Learned, Phase
 from jdcl_jax.methods.registry import default_options, make_method
-
-_SPEC = importlib.util.spec_from_file_location("small_runs", Path(__file__).parents[1] / "test_jdcl_run.py")
-small_runs = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(small_runs)
 
 
 @pytest.fixture
