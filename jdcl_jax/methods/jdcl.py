@@ -208,7 +208,7 @@ class JDCL(Method):
             return None
         if phase.name == LOCAL and self.options["local_start"] == "scratch":
             assert self.setup.fresh is not None
-            return self.setup.fresh(named_key(self.setup.seed, "task", task, "scratch"))
+            return jax.jit(self.setup.fresh)(named_key(self.setup.seed, "task", task, "scratch"))
         return memory["old"][self._teaching]
 
     def end_phase(self, memory: Memory, learned: Learned, task: int, phase: Phase) -> Memory:
