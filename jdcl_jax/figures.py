@@ -6,9 +6,11 @@ continued  runs of the method "continued": accuracy while a network learns from 
 ablation   runs of several variants: accuracy on all tasks seen, after each task
 """
 
+import sys
+
 from jdcl_jax.training.backend import reexec_with_hugepages, share_cpu
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "logits" in sys.argv:  # the only figure for which images are generated
     reexec_with_hugepages()
 
 import argparse
