@@ -76,6 +76,16 @@ def forget_compiled_programs() -> Iterator[None]:
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def small() -> Iterator[pytest.MonkeyPatch]:
+    """Two layers in the UNet's place, for a whole file of tests; see small_runs.py."""
+    import small_runs
+
+    with pytest.MonkeyPatch.context() as patch:
+        small_runs.quick(patch.setattr)
+        yield patch
+
+
 def load_config_file(name: str) -> Any:
     """configs/<name>.py as a module."""
     spec = importlib.util.spec_from_file_location(f"configs_{name}", REPOSITORY / "configs" / f"{name}.py")

@@ -67,6 +67,7 @@ def continued(made) -> Callable[..., Path]:
 
 @pytest.fixture
 def small(monkeypatch) -> None:
+    """For one test: others of this file read a run of the real network."""
     small_runs.quick(monkeypatch.setattr)
 
 

@@ -21,12 +21,7 @@ WORDS = (
     "train.steps_per_call=20", "train.log_every=100", "checkpoint.every=1000", "sampler.steps=5",
 )  # fmt: skip
 
-
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    with pytest.MonkeyPatch.context() as patch:
-        small_runs.quick(patch.setattr)
-        yield patch
+pytestmark = pytest.mark.usefixtures("small")
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from jdcl_jax.reporting.grids import write_grid
 from jdcl_jax.restored import restore
 from jdcl_jax.training.checkpoint import Checkpoints
 from jdcl_jax.training.parallel import Parallel
-from small_runs import JDCL, Line, lines, quick, said, stages_of
+from small_runs import JDCL, Line, lines, said, stages_of
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -39,12 +39,7 @@ SCRATCH = (*JDCL, "method.local_start=scratch")
 TWO = "tasks.first=2"
 GROUPS, QUOTA = [[0, 1], [2, 3], [4, 5]], 20
 
-
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    with pytest.MonkeyPatch.context() as patch:
-        quick(patch.setattr)
-        yield patch
+pytestmark = pytest.mark.usefixtures("small")
 
 
 def saved(workdir: Path, config, task: int) -> Any:

@@ -8,12 +8,7 @@ from jdcl_jax.experiment import run
 
 PROBES = ("linear_probe", "knn_probe")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    with pytest.MonkeyPatch.context() as patch:
-        small_runs.quick(patch.setattr)
-        yield patch
+pytestmark = pytest.mark.usefixtures("small")
 
 
 def shares(scores: dict, name: str, tasks: int) -> np.ndarray:

@@ -165,13 +165,6 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def small():
-    with pytest.MonkeyPatch.context() as patch:
-        small_runs.quick(patch.setattr)
-        yield patch
-
-
-@pytest.fixture(scope="module")
 def distilled(tiny_config, tmp_path_factory, small) -> Watched:
     return Watched(tiny_config, tmp_path_factory.mktemp("distilled") / "run", "method.distillation=True")
 
