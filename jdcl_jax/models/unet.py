@@ -2,11 +2,13 @@
 
 Shapes and order of the layers are those of the DDPM UNet as diffusers' `UNet2DModel` builds it, so that the two
 networks of Generative Distillation (arXiv 2311.14028) [code] have exactly their published sizes: 42,855,873
-parameters for Fashion-MNIST and 35,746,307 for CIFAR-10.
+parameters for Fashion-MNIST and 35,746,307 for CIFAR-10. With a context they are those of `UNet2DConditionModel`, like
+the released network of GPPDM (arXiv 2312.06710) [code].
 """
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 from jdcl_jax.models.attention import attention
 from jdcl_jax.models.layers import Conv, GroupNorm
 from jdcl_jax.models.normalization import silu
+from jdcl_jax.models.transformer import TransformerBlock
 
 Features = tuple[jax.Array, ...]
 """The output of every encoder layer, in order, and last that of the middle block; [B, h, w, c] each."""
@@ -91,6 +94,13 @@ class SelfAttention(nn.Module):
         return x + out.reshape(x.shape)
 
 
+class Given(NamedTuple):
+    """What an image is denoised for besides its timestep: labels int [B], tokens [B, N, D]."""
+
+    labels: jax.Array | None
+    context: jax.Array | None
+
+
 class UNet(nn.Module):
     """A DDPM UNet: noisy images and timesteps in, a prediction of the images' shape out.
 
@@ -107,6 +117,8 @@ class UNet(nn.Module):
       dropout: rate in the residual blocks; active only when `keys` is given.
       num_classes: 0 for an unconditional network; else labels 0..num_classes-1, and the label num_classes means
         "no class" (classifier-free guidance).
+      context_resolutions: feature-map heights at which every residual block is followed by a transformer block, which
+        attends to the context's tokens, and not by self-attention. The middle block has one too if there are any.
       form: "plain" writes attention and upsampling down as formulas; None takes what suits the backend. No other.
       dtype: compute type. Parameters, norm statistics, softmax and the output stay float32.
     """
@@ -123,6 +135,7 @@ class UNet(nn.Module):
     num_classes: int = 0
     dtype: jnp.dtype = jnp.float32
     form: str | None = None
+    context_resolutions: tuple[int, ...] = ()
 
     def __call__(
         self,
@@ -131,6 +144,7 @@ class UNet(nn.Module):
         labels: jax.Array | None = None,
         keys: jax.Array | None = None,
         edit: Edit | None = None,
+        context: jax.Array | None = None,
     ) -> jax.Array:
         """Predicts eps, x_0 or v from x_t.
 
@@ -140,29 +154,37 @@ class UNet(nn.Module):
           labels: int [B], needed exactly if `num_classes` > 0.
           keys: PRNG keys [B], one per example, for dropout; None (the default) turns dropout off.
           edit: changes what the decoder sees of the encoder's and the middle block's features.
+          context: float [B, N, D], tokens to attend to, needed exactly if there are `context_resolutions`.
 
         Returns: float32 [B, H, W, out_channels].
         """
-        (out,) = self._layers(x, t, labels, keys, edit or (lambda features: features))
+        (out,) = self._layers(x, t, Given(labels, context), keys, edit or (lambda features: features))
         return out
 
     def features(
-        self, x: jax.Array, t: jax.Array, labels: jax.Array | None = None, keys: jax.Array | None = None
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        labels: jax.Array | None = None,
+        keys: jax.Array | None = None,
+        context: jax.Array | None = None,
     ) -> Features:
         """What encoder and middle block make of x_t; no decoder is run. Arguments as of a call."""
-        return self._layers(x, t, labels, keys, None)
+        return self._layers(x, t, Given(labels, context), keys, None)
 
     @nn.compact
     def _layers(
-        self, x: jax.Array, t: jax.Array, labels: jax.Array | None, keys: jax.Array | None, edit: Edit | None
+        self, x: jax.Array, t: jax.Array, given: Given, keys: jax.Array | None, edit: Edit | None
     ) -> tuple[jax.Array, ...]:
         """The features, or where there is an `edit`, the output alone."""
-        emb, layer_keys = self._embed(t, labels), _LayerKeys(keys)
-        features = self._encode(x, emb, layer_keys)
+        if (given.context is not None) != bool(self.context_resolutions):
+            raise ValueError("a context goes with context_resolutions, and only with them")
+        emb, layer_keys = self._embed(t, given.labels), _LayerKeys(keys)
+        features = self._encode(x, emb, layer_keys, given.context)
         if edit is None:
             return features
         *skips, h = edit(features)
-        h = self._up(h, skips, emb, layer_keys)
+        h = self._up(h, skips, emb, layer_keys, given.context)
         h = GroupNorm(self.groups, act=silu, name="norm_out")(h)
         out = Conv(self.out_channels, dtype=self.dtype, name="conv_out")(h)
         return (out.astype(jnp.float32),)
@@ -181,37 +203,44 @@ class UNet(nn.Module):
     def _res(self, features: int, name: str) -> ResBlock:
         return ResBlock(features, self.groups, self.scale_shift, self.dropout, self.dtype, name=name)
 
-    def _attention(self, h: jax.Array, name: str) -> jax.Array:
+    def _attend(self, h: jax.Array, context: jax.Array | None, side: str, block: int | None = None) -> jax.Array:
+        """`h` after the attention that its height asks for, if any; the middle block always has one."""
+        middle, number = block is None, "" if block is None else block
         heads = h.shape[-1] // self.head_channels if self.head_channels else self.heads
-        return SelfAttention(self.groups, heads, self.dtype, self.form, name=name)(h)
+        if context is not None and (middle or h.shape[1] in self.context_resolutions):
+            name = f"{side}_transformer{number}"
+            return TransformerBlock(self.groups, heads, self.dtype, self.form, name=name)(h, context)
+        if middle or h.shape[1] in self.attention_resolutions:
+            return SelfAttention(self.groups, heads, self.dtype, self.form, name=f"{side}_attention{number}")(h)
+        return h
 
-    def _encode(self, x: jax.Array, emb: jax.Array, keys: "_LayerKeys") -> Features:
+    def _encode(self, x: jax.Array, emb: jax.Array, keys: "_LayerKeys", context: jax.Array | None) -> Features:
         h = Conv(self.channels[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
-        outputs = self._down(h, emb, keys)
+        outputs = self._down(h, emb, keys, context)
         h = self._res(self.channels[-1], "mid_res1")(outputs[-1], emb, keys.next())
-        h = self._attention(h, "mid_attention")
+        h = self._attend(h, context, "mid")
         return (*outputs, self._res(self.channels[-1], "mid_res2")(h, emb, keys.next()))
 
-    def _down(self, h: jax.Array, emb: jax.Array, keys: "_LayerKeys") -> list[jax.Array]:
+    def _down(self, h: jax.Array, emb: jax.Array, keys: "_LayerKeys", context: jax.Array | None) -> list[jax.Array]:
         outputs = [h]
         for level, features in enumerate(self.channels):
             for block in range(self.layers_per_block):
                 h = self._res(features, f"down{level}_res{block}")(h, emb, keys.next())
-                if h.shape[1] in self.attention_resolutions:
-                    h = self._attention(h, f"down{level}_attention{block}")
+                h = self._attend(h, context, f"down{level}", block)
                 outputs.append(h)
             if level < len(self.channels) - 1:
                 h = Conv(features, strides=2, dtype=self.dtype, name=f"down{level}_sample")(h)
                 outputs.append(h)
         return outputs
 
-    def _up(self, h: jax.Array, skips: list[jax.Array], emb: jax.Array, keys: "_LayerKeys") -> jax.Array:
+    def _up(
+        self, h: jax.Array, skips: list[jax.Array], emb: jax.Array, keys: "_LayerKeys", context: jax.Array | None
+    ) -> jax.Array:
         for level in reversed(range(len(self.channels))):
             for block in range(self.layers_per_block + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._res(self.channels[level], f"up{level}_res{block}")(h, emb, keys.next())
-                if h.shape[1] in self.attention_resolutions:
-                    h = self._attention(h, f"up{level}_attention{block}")
+                h = self._attend(h, context, f"up{level}", block)
             if level > 0:
                 name = f"up{level}_sample"
                 h = Conv(self.channels[level], upsample=True, form=self.form, dtype=self.dtype, name=name)(h)

@@ -11,6 +11,7 @@ import pytest
 
 from jdcl_jax.assembly import classifying_flops, forward_flops
 from jdcl_jax.keys import example_keys
+from jdcl_jax.models.conditioner import Conditioner
 from jdcl_jax.models.joint import ClassHead, JointNetwork, pool
 from jdcl_jax.models.unet import UNet
 
@@ -440,3 +441,90 @@ def test_a_separate_classifier_cannot_guide() -> None:
 def test_a_network_without_a_classifier_says_so() -> None:
     with pytest.raises(AssertionError, match="no classifier"):
         ALONE.classify(random_params(ALONE), images())
+
+
+# -- a conditioner
+
+ATTENDING = SMALL.clone(context_resolutions=(8,))
+TELLING = Conditioner(5, 6, 3, prototypes=True, image_channels=True, token=True, pooled=4)
+TOLD = JointNetwork(ATTENDING, HEAD, conditioner=TELLING)
+TOLD_SEPARATE, TOLD_ALONE = dataclasses.replace(TOLD, separate=True), dataclasses.replace(TOLD, head=None)
+
+
+def given(params: dict, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    read, context = TELLING.apply({"params": params["conditioner"]}, x, labels)
+    return jnp.asarray(read), jnp.asarray(context)
+
+
+def test_a_conditioners_parameters_stand_beside_the_unets() -> None:
+    assert set(random_params(TOLD)) == {"unet", "conditioner", "head"}
+    assert set(random_params(TOLD_SEPARATE)) == {"unet", "conditioner", "head", "encoder"}
+    assert set(random_params(TOLD_ALONE)) == {"unet", "conditioner"}
+    params = random_params(TOLD_SEPARATE)
+    for part in ("unet", "encoder"):
+        assert params[part]["conv_in"]["kernel"].shape == (3, 3, 2, 4)
+        assert params[part]["mid_transformer"]["cross"]["key"]["kernel"].shape == (6, 4)
+    assert set(params["conditioner"]) == {"labels", "label", "prototypes", "prototype"}
+    for network in (TOLD, TOLD_SEPARATE):
+        assert params["head"]["hidden"]["kernel"].shape == (network.num_features(SHAPE), HEAD.hidden) == (12, 12)
+
+
+def test_with_a_conditioner_too_the_denoiser_begins_the_same_whether_something_classifies_or_not() -> None:
+    begun = quick(lambda key: [network.init(key, SHAPE) for network in (TOLD_ALONE, TOLD)])
+    alone, joint = begun(jax.random.key(7))
+    jax.tree.map(np.testing.assert_array_equal, {"unet": joint["unet"], "conditioner": joint["conditioner"]}, alone)
+    assert np.std(alone["conditioner"]["labels"]) > 0.1
+
+
+def test_the_classes_of_a_network_are_its_conditioners_or_its_unets() -> None:
+    assert [network.num_classes for network in (TOLD, TOLD_ALONE, JOINT, ALONE)] == [5, 5, 0, 0]
+    assert JointNetwork(SMALL.clone(num_classes=3)).num_classes == 3
+
+
+def test_the_denoiser_reads_what_the_conditioner_makes_of_the_labels() -> None:
+    x, t, labels = images(), jnp.array([0, 5, 900]), jnp.array([4, 5, 0])
+    params = random_params(TOLD_SEPARATE)
+    read, context = given(params, x, labels)
+    expected = quick(ATTENDING.apply)({"params": params["unet"]}, read, t, context=context)
+    for network in (TOLD, TOLD_SEPARATE, TOLD_ALONE):
+        output = np.asarray(bound(network, "denoise")(params, x, t, labels, None))
+        np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
+        other = bound(network, "denoise")(params, x, t, labels.at[1].set(2), None)
+        assert [bool(np.abs(change).max() > 1e-2) for change in other - output] == [False, True, False]
+
+
+def test_a_network_with_a_conditioner_classifies_without_a_class() -> None:
+    nothing, time = jnp.full(BATCH, 5), jnp.zeros(BATCH, jnp.int32)
+    params = random_params(TOLD_SEPARATE)
+    read, context = given(params, images(), nothing)
+    encode = quick(functools.partial(ATTENDING.apply, method=UNet.features))
+    by_unet, by_encoder = (
+        means(encode({"params": params[part]}, read, time, context=context)) for part in ("unet", "encoder")
+    )
+    np.testing.assert_allclose(pooled_of(TOLD, params, images()), by_unet, rtol=1e-4, atol=1e-4)
+    for network, pooled in ((TOLD, by_unet), (TOLD_SEPARATE, by_encoder)):
+        logits = classify(network, params, images())
+        np.testing.assert_allclose(logits, head_by_hand(params["head"], pooled), rtol=1e-3, atol=1e-3)
+    assert np.abs(by_unet - by_encoder).max() > 0.1
+    elsewhere = {**params, "conditioner": jax.tree.map(lambda leaf: -3 * leaf, params["conditioner"])}
+    np.testing.assert_array_equal(classify(TOLD, elsewhere, images()), classify(TOLD, params, images()))
+
+
+def test_dropout_reaches_a_network_with_a_conditioner() -> None:
+    network, params = dataclasses.replace(TOLD_ALONE, unet=ATTENDING.clone(dropout=0.5)), random_params(TOLD_ALONE)
+    x, t, labels = images(), jnp.array([0, 5, 900]), jnp.array([4, 5, 0])
+    whole = bound(TOLD_ALONE, "denoise")(params, x, t, labels, None)
+    dropped = bound(network, "denoise")(params, x, t, labels, keys_of(3, BATCH))
+    assert np.abs(dropped - whole).max((1, 2, 3)).min() > 1e-2
+
+
+def test_a_conditioner_needs_labels_and_a_unet_that_reads_them() -> None:
+    params, (x, t) = random_params(TOLD), (images(), jnp.zeros(BATCH, jnp.int32))
+    with pytest.raises(ValueError, match="a network with a conditioner needs labels"):
+        TOLD.denoise(params, x, t, None, None)
+    with pytest.raises(ValueError, match="a context goes with context_resolutions"):
+        JointNetwork(SMALL, conditioner=TELLING).init(jax.random.key(0), SHAPE)
+    with pytest.raises(ValueError, match="labels go with num_classes"):
+        JointNetwork(ATTENDING.clone(num_classes=5), conditioner=TELLING).init(jax.random.key(0), SHAPE)
+    with pytest.raises(ValueError, match="a context goes with context_resolutions"):
+        TOLD.denoise_towards(params, x, t, t, 1.0)

@@ -26,6 +26,21 @@ def test_networks_of_generative_distillation_have_their_published_sizes() -> Non
     assert size(cifar10, (32, 32, 3)) == 35_746_307
 
 
+GPPDM = UNet(3, (128, 128, 256, 256, 512, 512), layers_per_block=2, context_resolutions=(4,))
+
+
+def test_the_network_with_cross_attention_has_the_size_that_diffusers_gives_it() -> None:
+    """At 4x4 and, in the middle, at 2x2; the second number has a linear layer with a bias before the context."""
+
+    def init():
+        x, context = jnp.zeros((1, 64, 64, 6)), jnp.zeros((1, 1, 768))
+        return GPPDM.init(jax.random.key(0), x, jnp.zeros((1,), jnp.int32), context=context)
+
+    number = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init)))
+    assert number == 143_607_171
+    assert number + 768 * 768 + 768 == 144_197_763
+
+
 TINY = UNet(1, (8, 16), layers_per_block=1, attention_resolutions=(4,), groups=4)
 
 
@@ -114,3 +129,105 @@ def test_the_bias_of_the_keys_is_never_trained() -> None:
     gradients = jax.jit(jax.grad(lambda p: jnp.sum(TINY.apply(p, x, t) ** 2)))(params)["params"]
     assert float(jnp.max(jnp.abs(gradients["mid_attention"]["key_bias"]))) == 0.0
     assert float(jnp.max(jnp.abs(gradients["mid_attention"]["query"]["bias"]))) > 0.0
+
+
+# -- a context
+
+ATTENDING = UNet(1, (8, 16), layers_per_block=1, attention_resolutions=(8,), groups=4, context_resolutions=(4,))
+
+
+def tokens(batch: int, number: int = 2) -> jax.Array:
+    return jax.random.normal(jax.random.key(5), (batch, number, 6))
+
+
+def context_params(unet: UNet) -> dict:
+    x, t = inputs(2)
+    shapes = jax.eval_shape(lambda: unet.init(jax.random.key(0), x, t, context=tokens(2)))
+    generator = np.random.default_rng(2)
+    return jax.tree.map(lambda s: np.asarray(0.3 * generator.standard_normal(s.shape), np.float32), shapes)
+
+
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
+
+
+@functools.partial(quick, static_argnums=0)
+def apply_with(unet: UNet, params: dict, x: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
+    return unet.apply(params, x, t, context=context)
+
+
+def attentions(unet: UNet) -> set[str]:
+    return {name for name in context_params(unet)["params"] if "attention" in name or "transformer" in name}
+
+
+def test_transformer_blocks_stand_at_their_heights_and_in_the_middle_in_the_place_of_self_attention() -> None:
+    here = {"down1_transformer0", "mid_transformer", "up1_transformer0", "up1_transformer1"}
+    there = {"down0_attention0", "up0_attention0", "up0_attention1"}
+    assert attentions(ATTENDING) == here | there
+    assert attentions(ATTENDING.clone(attention_resolutions=())) == here
+    assert attentions(ATTENDING.clone(attention_resolutions=(4, 8))) == here | there
+    assert attentions(ATTENDING.clone(context_resolutions=(1,))) == {"mid_transformer"} | there
+
+
+def test_a_context_goes_with_context_resolutions_and_only_with_them() -> None:
+    (x, t), key = inputs(2), jax.random.key(0)
+    for method in (None, UNet.features):
+        with pytest.raises(ValueError, match="a context goes with context_resolutions, and only with them"):
+            TINY.init(key, x, t, context=tokens(2), method=method)
+        with pytest.raises(ValueError, match="a context goes with context_resolutions, and only with them"):
+            ATTENDING.init(key, x, t, method=method)
+
+
+def test_each_example_reads_its_own_tokens() -> None:
+    params, (x, t), context = context_params(ATTENDING), inputs(4), tokens(4)
+    whole = apply_with(ATTENDING, params, x, t, context)
+    assert whole.shape == x.shape
+    np.testing.assert_allclose(apply_with(ATTENDING, params, x[1:3], t[1:3], context[1:3]), whole[1:3], atol=1e-4)
+    other = apply_with(ATTENDING, params, x, t, context.at[2, 1].add(1.0))
+    np.testing.assert_allclose(other[jnp.array([0, 1, 3])], whole[jnp.array([0, 1, 3])], atol=1e-4)
+    assert np.abs(other[2] - whole[2]).max() > 1e-2
+
+
+def test_each_transformer_block_alone_reads_the_context() -> None:
+    """Encoder, middle and decoder: silence the values of all others, and the tokens still matter."""
+    x, t = inputs(2)
+
+    def silenced(kept: str) -> dict:
+        def one(path, leaf):
+            names = [step.key for step in path]
+            return leaf * (names[1] == kept or names[2:4] != ["cross", "value"])
+
+        return jax.tree_util.tree_map_with_path(one, context_params(ATTENDING))
+
+    for kept in ("down1_transformer0", "mid_transformer", "up1_transformer0", "up1_transformer1", "none"):
+        out = [apply_with(ATTENDING, silenced(kept), x, t, sign * tokens(2)) for sign in (1, -1)]
+        assert (float(np.abs(out[0] - out[1]).max()) > 1e-3) == (kept != "none")
+
+
+def test_features_read_the_context_as_a_whole_pass_does() -> None:
+    params, (x, t), context = context_params(ATTENDING), inputs(2), tokens(2)
+
+    @quick
+    def both(context):
+        seen = []
+
+        def edit(features):
+            seen.extend(features)
+            return features
+
+        ATTENDING.apply(params, x, t, edit=edit, context=context)
+        return ATTENDING.apply(params, x, t, context=context, method=UNet.features), seen
+
+    features, seen = both(context)
+    for actual, expected in zip(features, seen, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+    other, _ = both(-context)
+    assert [bool(np.abs(a - b).max() > 1e-3) for a, b in zip(features, other, strict=True)] == [False] * 3 + [True] * 2
+
+
+def test_half_precision_reads_a_context_too() -> None:
+    params, (x, t) = context_params(ATTENDING), inputs(2)
+    half, full = (
+        apply_with(unet, params, x, t, tokens(2)) for unet in (ATTENDING.clone(dtype=jnp.bfloat16), ATTENDING)
+    )
+    assert half.dtype == jnp.float32
+    assert 0 < float(jnp.max(jnp.abs(half - full))) < 0.1 * float(jnp.max(jnp.abs(full)))
