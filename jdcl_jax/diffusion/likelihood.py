@@ -64,7 +64,7 @@ def make_bound(alpha_bars: np.ndarray, variance: str) -> Bound:
       UserError: a single timestep.
       ValueError: an unknown variance, or alpha_bars that are not float64 [T].
     """
-    _, from_x0, true_variance = _posteriors(alpha_bars)
+    _, from_x0, true_variance = posteriors(alpha_bars)
     model_variance = _model_variance(alpha_bars, variance)
     ratio = true_variance / model_variance
     arrays = {
@@ -97,7 +97,7 @@ def bits_per_dim_terms(
     if clip:
         predicted = jnp.clip(predicted, -1.0, 1.0)
     divergence = bound.variance_bits[t] + bound.x0_weight[t] * squared_error(predicted, x_0)
-    log_likelihood = _discretised_log_likelihood(x_0, predicted, bound.sigma[0])
+    log_likelihood = discretised_log_likelihood(x_0, predicted, bound.sigma[0])
     return jnp.where(t == 0, -jnp.mean(log_likelihood, axis=tuple(range(1, x_0.ndim))) / _LN2, divergence)
 
 
@@ -126,7 +126,7 @@ def weights(alpha_bars: np.ndarray, variance: str) -> np.ndarray:
 
     Raises: as `make_bound`.
     """
-    beta, _, _ = _posteriors(alpha_bars)
+    beta, _, _ = posteriors(alpha_bars)
     model_variance = _model_variance(alpha_bars, variance)
     alpha = 1.0 - beta  # exactly 0 where alpha_bar is
     result = beta**2 / (2.0 * model_variance * (1.0 - alpha_bars) * _LN2)
@@ -141,7 +141,7 @@ def variance_gap_bits(alpha_bars: np.ndarray) -> float:
     It is not the whole difference between the two bounds: fixed_large also lowers every w_t, by the ratio of the two
     variances. For independent pixels of unit variance and the optimal denoiser it takes away more than it adds.
     """
-    _, _, true_variance = _posteriors(alpha_bars)
+    _, _, true_variance = posteriors(alpha_bars)
     ratio = true_variance / _model_variance(alpha_bars, "fixed_large")
     return float(np.sum(ratio[1:] - 1.0 - np.log(ratio[1:])) / (2.0 * _LN2))
 
@@ -156,7 +156,7 @@ def _checked(alpha_bars: np.ndarray) -> np.ndarray:
     return alpha_bars
 
 
-def _posteriors(alpha_bars: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def posteriors(alpha_bars: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """beta_t, the share of x_0 in the mean of q(x_{t-1} | x_t, x_0), and its variance: float64 [T] each.
 
     The variance at t = 0, where x_0 is known, is replaced by that at t = 1.
@@ -171,7 +171,7 @@ def _posteriors(alpha_bars: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 def _model_variance(alpha_bars: np.ndarray, variance: str) -> np.ndarray:
     """The model's variance float64 [T] by its name; at t = 0 the posterior's at t = 1."""
-    beta, _, posterior_variance = _posteriors(alpha_bars)
+    beta, _, posterior_variance = posteriors(alpha_bars)
     if variance == "fixed_small":
         return posterior_variance
     if variance == "fixed_large":
@@ -179,7 +179,7 @@ def _model_variance(alpha_bars: np.ndarray, variance: str) -> np.ndarray:
     raise ValueError(f"unknown variance '{variance}'; one of {VARIANCES}")
 
 
-def _discretised_log_likelihood(x: jax.Array, mean: jax.Array, sigma: jax.Array) -> jax.Array:
+def discretised_log_likelihood(x: jax.Array, mean: jax.Array, sigma: jax.Array) -> jax.Array:
     """Log of the mass that N(mean, sigma^2) has in the bin of each 8-bit value x, in nats; shape of x."""
     low = jnp.where(x < -_OPEN_END, -jnp.inf, (x - mean - _HALF_BIN) / sigma)
     high = jnp.where(x > _OPEN_END, jnp.inf, (x - mean + _HALF_BIN) / sigma)

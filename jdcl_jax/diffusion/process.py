@@ -68,6 +68,54 @@ def to_x0_and_eps(kind: str, output: jax.Array, x_t: jax.Array, alpha_bar: jax.A
     raise ValueError(f"unknown prediction '{kind}'; one of {PREDICTIONS}")
 
 
+def shift_eps(kind: str, output: jax.Array, change: jax.Array, alpha_bar: jax.Array) -> jax.Array:
+    """The output that says eps + change where `output` says eps, of the same x_t; x_0 follows.
+
+    Args:
+      kind: "eps", "x0" or "v".
+      output: the network's output [B, ...].
+      change: of eps, [B, ...]; where it is 0 the output keeps its bits.
+      alpha_bar: [] or [B]. At 0 an x0 or v cannot say another eps, and moves as `SMALLEST_ALPHA_BAR` would have it.
+    """
+    alpha_bar = per_pixel(alpha_bar, output)
+    signal = jnp.sqrt(jnp.maximum(alpha_bar, SMALLEST_ALPHA_BAR))
+    if kind == "eps":
+        moved = output + change
+    elif kind == "x0":
+        moved = output - jnp.sqrt(1.0 - alpha_bar) / signal * change
+    elif kind == "v":
+        moved = output + change / signal
+    else:
+        raise ValueError(f"unknown prediction '{kind}'; one of {PREDICTIONS}")
+    return jnp.where(change == 0, output, moved)  # -0.0 + 0.0 is not -0.0
+
+
+def split_output(output: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What a network with a learned variance says at x_t [..., C]: its prediction and v, the halves of [..., 2C].
+
+    Raises:
+      ValueError: the output is not of that shape, which broadcasting could hide.
+    """
+    channels = x_t.shape[-1]
+    if output.shape != (*x_t.shape[:-1], 2 * channels):
+        raise ValueError(
+            f"the network says {output.shape} of {x_t.shape}; with a learned variance it says {2 * channels} channels"
+        )
+    return output[..., :channels], output[..., channels:]
+
+
+def learned_log_variance(v: jax.Array, log_small: jax.Array, log_ratio: jax.Array) -> jax.Array:
+    """Of a variance between two: f log beta + (1 - f) log beta~ (arXiv 2102.09672 [paper]).
+
+    Args:
+      v: the second half of the network's output, [...], with f = (v + 1) / 2 [code]: -1 is the posterior's variance
+        beta~, 1 is beta, and nothing keeps it between them [paper].
+      log_small: log beta~.
+      log_ratio: log(beta / beta~).
+    """
+    return log_small + 0.5 * (v + 1.0) * log_ratio
+
+
 def posterior(
     x_0: jax.Array, x_t: jax.Array, alpha_bar: jax.Array, alpha_bar_prev: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

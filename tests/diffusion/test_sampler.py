@@ -1,12 +1,15 @@
 """Samplers on data whose perfect denoiser is known in closed form."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdcl_jax.diffusion.sampler import Sampler, guided, reverse_step, sample, sample_until, sampling_timesteps
-from jdcl_jax.diffusion.schedule import Schedule, make_schedule
+from jdcl_jax.diffusion.sampler import Predict, Sampler, guided, reverse_step, sample, sample_until, sampling_timesteps
+from jdcl_jax.diffusion.schedule import Schedule, alpha_bars, make_schedule
 from jdcl_jax.keys import example_keys, example_normal, subkeys
 
 PLAIN = make_schedule("linear", 1000)
@@ -219,3 +222,194 @@ def test_a_step_back_takes_a_timestep_for_each_example(kind: str) -> None:
         one = slice(i, i + 1)
         alone = reverse_step(sampler, output[one], x_t[one], now[i], before[i], fresh[one])
         np.testing.assert_allclose(together[one], alone, atol=1e-6)
+
+
+# -- the variance of ancestral steps
+
+LINEAR, COSINE = alpha_bars("linear", 1000), alpha_bars("cosine", 4000)
+
+
+def both(prediction: jax.Array, v: float | jax.Array) -> jax.Array:
+    return jnp.concatenate([prediction, jnp.broadcast_to(jnp.asarray(v, prediction.dtype), prediction.shape)], axis=-1)
+
+
+def betas(ab: np.ndarray, t: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """beta, beta~ and the share of x_0 in the posterior's mean, of a step from alpha_bar[t] to `before`."""
+    beta = 1 - ab[t] / before
+    return beta, beta * (1 - before) / (1 - ab[t]), np.sqrt(before) * beta / (1 - ab[t])
+
+
+step = functools.partial(jax.jit, static_argnums=0)(reverse_step)
+
+
+def arrays(n: int, *shape: int, number: int = 3) -> list[jax.Array]:
+    return list(jax.random.normal(jax.random.key(n), (number, *shape)))
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0", "v"])
+@pytest.mark.parametrize("places", [(300, 200), (999, 983), (15, 0)])
+def test_a_step_adds_the_noise_that_the_network_says_for_every_pixel(kind: str, places: tuple[int, int]) -> None:
+    """Log sigma^2 = f log beta + (1 - f) log beta~ around the mean of fixed_small, f = (v + 1) / 2, v unconstrained."""
+    x_t, said, noise = arrays(0, 4, 3, 3, 2)
+    v = jax.random.uniform(jax.random.key(1), x_t.shape, minval=-1.5, maxval=1.5)
+    now, before = (np.float64(LINEAR[t]) for t in places)
+    beta, small, _ = betas(LINEAR, np.array(places[0]), before)
+    f = (np.asarray(v, np.float64) + 1) / 2
+    sigma = np.exp(0.5 * (f * np.log(beta) + (1 - f) * np.log(small)))
+    now, before = jnp.float32(now), jnp.float32(before)
+    mean = step(Sampler("ddpm", prediction=kind), said, x_t, now, before, jnp.zeros_like(noise))
+    got = step(Sampler("ddpm", prediction=kind, variance="learned"), both(said, v), x_t, now, before, noise)
+    np.testing.assert_allclose(got, mean + sigma * noise, rtol=2e-3, atol=2e-5)
+    large = step(Sampler("ddpm", prediction=kind, variance="fixed_large"), said, x_t, now, before, noise)
+    np.testing.assert_allclose(large, mean + np.sqrt(beta) * noise, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_the_ends_of_the_learned_variance_are_the_fixed_ones(variance: str) -> None:
+    x_t, said, noise = arrays(1, 3, 4, 4, 1)
+    now, before = jnp.array([0.0, 0.3, 0.9]), jnp.array([0.1, 0.6, 1.0])  # a step from pure noise, and a last one
+    learned = both(said, {"fixed_small": -1.0, "fixed_large": 1.0}[variance])
+    wanted = step(Sampler("ddpm", variance=variance), said, x_t, now, before, noise)
+    got = step(Sampler("ddpm", variance="learned"), learned, x_t, now, before, noise)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned"])
+def test_the_last_step_adds_no_noise_and_ends_at_the_predicted_image(variance: str) -> None:
+    x_t, said, noise = arrays(2, 3, 4, 4, 1)
+    said = jnp.tanh(said)
+    output = both(said, 1.0) if variance == "learned" else said
+    sampler = Sampler("ddpm", prediction="x0", variance=variance)
+    got = step(sampler, output, x_t, jnp.float32(0.7), jnp.float32(1.0), 100.0 * noise)
+    np.testing.assert_allclose(got, said, rtol=1e-5, atol=1e-6)
+
+
+def test_the_variance_is_that_of_the_posterior_unless_said_otherwise() -> None:
+    x_t, said, noise = arrays(3, 2, 2, 2, 1)
+    plain = step(Sampler("ddpm"), said, x_t, jnp.float32(0.3), jnp.float32(0.6), noise)
+    named = step(Sampler("ddpm", variance="fixed_small"), said, x_t, jnp.float32(0.3), jnp.float32(0.6), noise)
+    np.testing.assert_array_equal(plain, named)
+    mean = step(Sampler("ddpm"), said, x_t, jnp.float32(0.3), jnp.float32(0.6), 0 * noise)
+    np.testing.assert_allclose(plain - mean, np.sqrt(0.5 * 0.4 / 0.7) * noise, rtol=1e-5, atol=1e-6)
+
+
+def gaussian(ab: np.ndarray, spread: float, steps: int) -> Predict:
+    """What is optimal for x_0 ~ N(0, spread^2) in a chain of so many steps: E[eps | x_t], and the true variance."""
+    visited = sampling_timesteps(len(ab), steps)
+    before = np.append(ab[visited[1:]], 1.0)
+    beta, small, from_x0 = betas(ab, visited, before)
+    left = spread**2 * (1 - ab[visited]) / (ab[visited] * spread**2 + 1 - ab[visited])  # of x_0's variance, given x_t
+    with np.errstate(divide="ignore", invalid="ignore"):
+        f = np.log((small + from_x0**2 * left) / small) / np.log(beta / small)
+    table = jnp.zeros(len(ab)).at[visited].set(np.nan_to_num(2 * f - 1))
+
+    def predict(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        alpha_bar = jnp.asarray(ab, jnp.float32)[t][:, None, None, None]
+        eps = jnp.sqrt(1 - alpha_bar) * x_t / (alpha_bar * spread**2 + 1 - alpha_bar)
+        return both(eps, table[t][:, None, None, None])
+
+    return predict
+
+
+@pytest.mark.parametrize("spread", [0.5, 0.9])
+def test_a_short_chain_with_the_true_variance_draws_gaussian_data_exactly(spread: float) -> None:
+    """The chain of 5 steps is respaced: both beta and beta~ are its own. The fixed variances miss on either side."""
+    ab, steps = COSINE, 5
+    last = ab[sampling_timesteps(len(ab), steps)[-1]]
+    wanted = spread * math.sqrt(last * spread**2 / (last * spread**2 + 1 - last))  # of E[x_0 | x_t] at the last of them
+    keys = example_keys(jax.random.key(0), jnp.arange(512))
+    found = {}
+    for variance in ("fixed_small", "fixed_large", "learned"):
+        sampler = Sampler("ddpm", steps, clip=False, variance=variance)
+
+        def predict(x_t: jax.Array, t: jax.Array, variance: str = variance) -> jax.Array:
+            output = gaussian(ab, spread, steps)(x_t, t)
+            return output if variance == "learned" else output[..., :1]
+
+        draw = jax.jit(
+            lambda predict=predict, sampler=sampler: sample(
+                predict, Schedule(jnp.asarray(ab, jnp.float32)), sampler, keys, (6, 6, 1)
+            )
+        )
+        found[variance], path = draw()
+        assert path.output.shape == (5, 512, 6, 6, 1)
+    spreads = {name: float(jnp.std(images)) for name, images in found.items()}
+    assert spreads["learned"] == pytest.approx(wanted, rel=0.02)
+    assert spreads["fixed_small"] < wanted * 0.95
+    assert spreads["fixed_large"] > wanted * 1.02
+
+
+def test_the_trajectory_holds_the_prediction_alone() -> None:
+    def predict(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        return both(0.8 * x_t, 0.3)
+
+    keys = example_keys(jax.random.key(0), jnp.arange(4))
+    _, path = sample(predict, make_schedule(), Sampler("ddpm", 3, variance="learned"), keys, (2, 3, 2))
+    np.testing.assert_allclose(path.output, 0.8 * path.x_t, rtol=1e-6)
+
+
+def test_ddim_reads_the_prediction_alone() -> None:
+    keys, schedule = example_keys(jax.random.key(0), jnp.arange(4)), make_schedule()
+    images, _ = sample(lambda x, t: 0.8 * x, schedule, Sampler("ddim", 3, eta=0.5), keys, (2, 3, 2))
+    learned = Sampler("ddim", 3, eta=0.5, variance="learned")
+    np.testing.assert_allclose(sample(lambda x, t: both(0.8 * x, 0.3), schedule, learned, keys, (2, 3, 2))[0], images)
+    until = functools.partial(sample_until, schedule=schedule, keys=keys, shape=(2, 3, 2), last=jnp.full(4, 300))
+    np.testing.assert_allclose(
+        until(lambda x, t: both(0.8 * x, 0.3), sampler=Sampler("ddim", 3, variance="learned")),
+        until(lambda x, t: 0.8 * x, sampler=Sampler("ddim", 3)),
+    )
+
+
+def test_guidance_without_a_classifier_keeps_the_conditional_variance() -> None:
+    def conditional(x: jax.Array, t: jax.Array) -> jax.Array:
+        return both(x + 1.0, 0.25)
+
+    def unconditional(x: jax.Array, t: jax.Array) -> jax.Array:
+        return both(x, 9.0)
+
+    x, t = jnp.zeros((2, 2, 2, 1)), jnp.zeros(2, jnp.int32)
+    output = guided(conditional, unconditional, 3.0, "learned")(x, t)
+    np.testing.assert_allclose(output[..., 0], 4.0)
+    np.testing.assert_allclose(output[..., 1], 0.25)
+    np.testing.assert_allclose(guided(conditional, unconditional, 0.0, "learned")(x, t), both(x + 1.0, 0.25))
+
+
+def test_what_a_sampler_cannot_do_with_a_variance() -> None:
+    x, keys = jnp.zeros((1, 2, 2, 2)), example_keys(jax.random.key(0), jnp.arange(2))
+    with pytest.raises(ValueError, match="unknown variance 'large'; one of"):
+        reverse_step(Sampler("ddpm", variance="large"), x, x, jnp.float32(0.5), jnp.float32(0.6), x)
+    with pytest.raises(ValueError, match="eta"):
+        reverse_step(Sampler("ddim", variance="fixed_large"), x, x, jnp.float32(0.5), jnp.float32(0.6), x)
+    with pytest.raises(ValueError, match="says 4 channels"):
+        sample(lambda x, t: x, make_schedule(), Sampler("ddpm", 2, variance="learned"), keys, (2, 2, 2))
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0", "v"])
+@pytest.mark.parametrize("variance", ["fixed_large", "learned_range"])
+def test_ancestral_steps_equal_those_of_diffusers(kind: str, variance: str) -> None:
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    theirs = diffusers.DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_start=1e-4,
+        beta_end=0.02,
+        timestep_spacing="trailing",
+        clip_sample=True,
+        prediction_type={"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[kind],
+        variance_type=variance,
+    )
+    theirs.set_timesteps(20)
+    ours = Sampler("ddpm", 20, prediction=kind, variance=variance.removesuffix("_range"))
+    visited = sampling_timesteps(1000, 20)
+    for index in (0, 7, 18):
+        t, following = visited[index], visited[index + 1]
+        x_t, said, v = (np.array(a) for a in arrays(index, 2, 5, 5, 3))
+        said = np.concatenate([said, v], axis=-1) if variance == "learned_range" else said
+        noise = torch.randn((2, 3, 5, 5), generator=torch.Generator().manual_seed(7)).numpy().transpose(0, 2, 3, 1)
+        wanted = theirs.step(
+            torch.from_numpy(said.transpose(0, 3, 1, 2).copy()),
+            int(t),
+            torch.from_numpy(x_t.transpose(0, 3, 1, 2).copy()),
+            generator=torch.Generator().manual_seed(7),
+        ).prev_sample.numpy()
+        got = step(ours, said, x_t, jnp.float32(LINEAR[t]), jnp.float32(LINEAR[following]), noise)
+        np.testing.assert_allclose(got, wanted.transpose(0, 2, 3, 1), atol=2e-4, err_msg=f"t={t}")
