@@ -1,4 +1,4 @@
-"""The optimiser: optax pieces chained in the order clip, Adam, weight decay, learning rate."""
+"""The optimisers: of denoisers, clip, Adam, weight decay, learning rate; of classifiers apart from them, SGD."""
 
 import optax
 
@@ -37,3 +37,8 @@ def make_optimizer(
     else:
         raise ValueError(f"unknown optimiser '{name}'; one of {OPTIMIZERS}")
     return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm > 0 else update
+
+
+def momentum_sgd(rate: float | optax.Schedule, *, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+    """Stochastic gradient descent with momentum; decay is added to the gradient, as networks for images have it."""
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum=momentum))

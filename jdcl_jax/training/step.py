@@ -53,6 +53,8 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update from the examples `ids` of every stream; under a mapped axis, gradients and metrics are averaged.
 
+    An optimiser that takes extra arguments is given `context.method` as `method`.
+
     Returns: the new state, and float32 scalars: "loss" with the penalty in it, "penalty" where there is one, the loss's
     own metrics and "gradient_norm" (before clipping).
     """
@@ -65,7 +67,8 @@ def train_step(
         gradients = jax.tree.map(jnp.add, own, slope)
         metrics = {**metrics, "loss": metrics["loss"] + value, "penalty": value}
     metrics["gradient_norm"] = optax.tree.norm(gradients)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    whole = optax.with_extra_args_support(optimizer)
+    updates, opt_state = whole.update(gradients, state.opt_state, state.params, method=context.method)
     params = optax.apply_updates(state.params, updates)
     average = state.ema
     if average is not None:
