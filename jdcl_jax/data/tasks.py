@@ -1,18 +1,22 @@
 """A sequence of tasks: the images of each task, training, validation and test.
 
-Tasks count from 1 in every message and from 0 in every index.
+A class belongs to one task (class-incremental), or a domain does, and then its classes come again in other tasks
+(domain-incremental). Tasks count from 1 in every message and from 0 in every index.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jdcl_jax.data.arrays import Dataset, Split
-from jdcl_jax.data.groups import VALIDATION_STREAM, Groups, random_stream, task_groups
+from jdcl_jax.data.arrays import Dataset, Split, strata
+from jdcl_jax.data.groups import VALIDATION_STREAM, Groups, domain_groups, random_stream, task_groups
 from jdcl_jax.data.labels import hide_labels
 from jdcl_jax.errors import UserError
 
-__all__ = ["TaskSequence", "TaskSplit", "task_groups", "task_sequence"]
+__all__ = ["TaskSequence", "TaskSplit", "domain_sequence", "make_sequence", "task_groups", "task_sequence"]
+
+Stratum = tuple[int, ...]  # (class,), or (class, domain)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +54,7 @@ class TaskSequence:
     """The classes of each task, the names of *all* the data set's classes, and the images.
 
     `validation` is held out of the data set's training images; `test` is its test split. A training label that is not
-    known is -1.
+    known is -1. In a domain-incremental sequence a class may be in several groups.
     """
 
     groups: Groups
@@ -60,6 +64,39 @@ class TaskSequence:
     test: TaskSplit
     true_train_labels: np.ndarray
     """All labels of the training images, int32 [N], for what measures and never for what learns."""
+    domains: Groups | None = None
+    """The domains of each task; None where a task is a group of classes."""
+
+
+def make_sequence(
+    dataset: Dataset,
+    *,
+    num_tasks: int,
+    groups: str,
+    order: str,
+    first_tasks: int,
+    validation: float,
+    label_fraction: float,
+    seed: int,
+) -> TaskSequence:
+    """Divides the domains of a data set into tasks, or its classes where it has no domains.
+
+    Arguments and errors are those of `task_groups` and `task_sequence`, or `domain_groups` and `domain_sequence`.
+    """
+    domains = dataset.train.domains
+    if domains is None:
+        classes = task_groups(
+            len(dataset.class_names),
+            num_tasks=num_tasks,
+            groups=groups,
+            order=order,
+            seed=seed,
+            first_tasks=first_tasks,
+        )
+        return task_sequence(dataset, classes, validation=validation, label_fraction=label_fraction, seed=seed)
+    known = np.unique(domains).tolist()
+    own = domain_groups(known, num_tasks=num_tasks, groups=groups, order=order, seed=seed, first_tasks=first_tasks)
+    return domain_sequence(dataset, own, validation=validation, label_fraction=label_fraction, seed=seed)
 
 
 def task_sequence(
@@ -82,26 +119,79 @@ def task_sequence(
       UserError: `validation` is no such share, a class is in two tasks or does not exist, or a
         class has no example in one of the three parts.
     """
+    _check_groups(groups, len(dataset.class_names))
+    parts = [[((c,),) for c in group] for group in groups]
+    return _sequence(dataset, parts, None, validation, label_fraction, seed)
+
+
+def domain_sequence(
+    dataset: Dataset, domains: Groups, *, validation: float = 0.1, label_fraction: float = 1.0, seed: int = 0
+) -> TaskSequence:
+    """The same with the images of some domains in each task, whatever their classes.
+
+    A task's group is the classes of its training and test images, ascending; within a class images keep the order of
+    the data set. Validation images and known labels are chosen within each class of each domain, from the class, the
+    domain and the seed alone [ours], so that every order and grouping of the domains has the same.
+
+    Args:
+      dataset: Its train and test images have domains.
+      domains: The domains of each task, as from `domain_groups`; domains in none are left out.
+      validation: Share of the training images of each class of each domain, 0 <= validation < 1; 0 holds none out.
+      label_fraction: Share of the labels of each class of each domain that is known.
+      seed: Seed of both choices.
+
+    Raises:
+      UserError: `validation` is no such share, a domain is in two tasks or does not exist, or a class of a domain has
+        no example in one of the three parts.
+    """
+    if dataset.train.domains is None or dataset.test.domains is None:
+        raise UserError(f"{dataset.name}: its images have no domains: divide its classes into tasks")
+    found = {stratum for split in (dataset.train, dataset.test) for stratum, _ in strata(split.labels, split.domains)}
+    _check_domains(domains, set(dataset.train.domains.tolist()))
+    parts = []
+    for own in domains:
+        here = sorted(stratum for stratum in found if stratum[1] in own)
+        classes = sorted({stratum[0] for stratum in here})
+        parts.append([tuple(stratum for stratum in here if stratum[0] == c) for c in classes])
+    return _sequence(dataset, parts, domains, validation, label_fraction, seed)
+
+
+def _sequence(
+    dataset: Dataset,
+    parts: Sequence[Sequence[Sequence[Stratum]]],
+    domains: Groups | None,
+    validation: float,
+    label_fraction: float,
+    seed: int,
+) -> TaskSequence:
+    """`parts` has for each task, and each class of it, the strata that its images are of."""
     if not 0 <= validation < 1:
         raise UserError(f"tasks: validation is {validation}: write a share from 0 to below 1")
-    _check_groups(groups, len(dataset.class_names))
-    train_rows, validation_rows, test_rows = [], [], []
-    for task, classes in enumerate(groups, start=1):
-        for c in classes:
-            rows = np.flatnonzero(dataset.train.labels == c)
-            held_out = _held_out(len(rows), validation, seed, c)
-            train_rows.append(rows[~held_out])
-            validation_rows.append(rows[held_out])
-            test_rows.append(np.flatnonzero(dataset.test.labels == c))
-            _check_class(dataset, task, c, len(train_rows[-1]), len(test_rows[-1]), validation)
-    train = _task_split(dataset.train, groups, train_rows)
+    groups = tuple(tuple(own[0][0] for own in classes) for classes in parts)
+    of_train = None if domains is None else dataset.train.domains
+    of_test = None if domains is None else dataset.test.domains
+    train_rows, test_rows = dict(strata(dataset.train.labels, of_train)), dict(strata(dataset.test.labels, of_test))
+    chosen: list[list[np.ndarray]] = []  # of each class of each task: train, validation, test
+    for task, classes in enumerate(parts, start=1):
+        for own in classes:
+            found = []
+            for stratum in own:
+                rows, test = (known.get(stratum, np.zeros(0, np.int64)) for known in (train_rows, test_rows))
+                held_out = _held_out(len(rows), validation, seed, stratum)
+                _check_stratum(dataset, task, stratum, int(np.sum(~held_out)), len(test), validation)
+                found.append((rows[~held_out], rows[held_out], test))
+            chosen.append([np.sort(np.concatenate(rows)) for rows in zip(*found, strict=True)])
+    train, validated, tested = (list(rows) for rows in zip(*chosen, strict=True))
+    trained = _task_split(dataset.train, groups, train)
+    domains_of_rows = None if of_train is None else of_train[np.concatenate(train)]
     return TaskSequence(
         groups,
         dataset.class_names,
-        replace(train, labels=hide_labels(train.labels, label_fraction, seed)),
-        _task_split(dataset.train, groups, validation_rows),
-        _task_split(dataset.test, groups, test_rows),
-        train.labels,
+        replace(trained, labels=hide_labels(trained.labels, label_fraction, seed, domains_of_rows)),
+        _task_split(dataset.train, groups, validated),
+        _task_split(dataset.test, groups, tested),
+        trained.labels,
+        domains,
     )
 
 
@@ -116,16 +206,27 @@ def _check_groups(groups: Groups, num_classes: int) -> None:
         raise UserError(f"tasks: groups {groups} has a class outside 0..{num_classes - 1}")
 
 
-def _held_out(number: int, validation: float, seed: int, c: int) -> np.ndarray:
-    """Marks, among a class's `number` training images, those for validation: bool [number]."""
+def _check_domains(domains: Groups, known: set[int]) -> None:
+    """The same promises as `domain_groups`."""
+    every = [d for own in domains for d in own]
+    if not domains or not all(domains):
+        raise UserError(f"tasks: domains {domains} has a task without domains: give each one or more")
+    if len(set(every)) < len(every):
+        raise UserError(f"tasks: domains {domains} has a domain twice: each belongs to one task")
+    if not known.issuperset(every):
+        raise UserError(f"tasks: domains {domains} has one that no training image is of: they are {sorted(known)}")
+
+
+def _held_out(number: int, validation: float, seed: int, stratum: Stratum) -> np.ndarray:
+    """Marks, among a stratum's `number` training images, those for validation: bool [number]."""
     held_out = np.zeros(number, dtype=bool)
     if validation:
-        random = random_stream(seed, VALIDATION_STREAM, c)
+        random = random_stream(seed, VALIDATION_STREAM, *stratum)
         held_out[random.permutation(number)[: max(1, round(number * validation))]] = True
     return held_out
 
 
-def _check_class(dataset: Dataset, task: int, c: int, train: int, test: int, validation: float) -> None:
+def _check_stratum(dataset: Dataset, task: int, stratum: Stratum, train: int, test: int, validation: float) -> None:
     if train and test:
         return
     if not test:
@@ -137,7 +238,11 @@ def _check_class(dataset: Dataset, task: int, c: int, train: int, test: int, val
         )
     else:
         lack, cure = "training image", "add one"
-    raise UserError(f"{dataset.name}: class {c} ({dataset.class_names[c]}) of task {task} has no {lack}: {cure}")
+    c, *domain = stratum
+    of_domain = f" of domain {domain[0]}" if domain else ""
+    raise UserError(
+        f"{dataset.name}: class {c} ({dataset.class_names[c]}){of_domain} of task {task} has no {lack}: {cure}"
+    )
 
 
 def _task_split(split: Split, groups: Groups, rows_of_classes: list[np.ndarray]) -> TaskSplit:

@@ -16,14 +16,15 @@ def _encoded(pixels, kind):
 
 @pytest.fixture
 def prepare_tfds(tmp_path):
-    """Writes `splits` (name -> (images, labels)) as the TFDS data set `name` 1.0.0; returns its
-    root and its folder.
+    """Writes `splits` (name -> (images, labels)) as the TFDS data set `name` 1.0.0; returns its root and its folder.
+
+    `whole` has further features of one whole number: name -> (feature, split -> numbers).
     """
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
 
-    def prepare(name, splits, *, shape, classes, kind="PNG", keys=("image", "label"), shards=1):
+    def prepare(name, splits, *, shape, classes, kind="PNG", keys=("image", "label"), shards=1, whole=None):
         folder = tmp_path / "prepared" / name / "1.0.0"
         folder.mkdir(parents=True)
         image_key, label_key = keys
@@ -31,6 +32,7 @@ def prepare_tfds(tmp_path):
             {
                 image_key: tfds.features.Image(shape=shape, dtype=np.uint8),
                 label_key: tfds.features.ClassLabel(names=classes),
+                **{key: feature for key, (feature, _) in (whole or {}).items()},
             }
         ).save_config(str(folder))
         described = []
@@ -44,6 +46,8 @@ def prepare_tfds(tmp_path):
                     feature = example.features.feature
                     feature[image_key].bytes_list.value.append(_encoded(images[row], kind))
                     feature[label_key].int64_list.value.append(int(labels[row]))
+                    for key, (_, numbers) in (whole or {}).items():
+                        feature[key].int64_list.value.append(int(numbers[split][row]))
                     writer.write(example.SerializeToString())
                 writer.close()
             described.append(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from jdcl_jax.data.groups import domain_groups
 from jdcl_jax.data.tasks import task_groups
 from jdcl_jax.errors import UserError
 
@@ -105,3 +106,47 @@ def test_wrong_arguments_get_one_line(arguments, message):
     with pytest.raises(UserError, match=message) as caught:
         task_groups(10, **arguments)
     assert "\n" not in str(caught.value)
+
+
+SESSIONS = (1, 2, 4, 5, 6, 8, 9, 11)
+
+
+def test_domains_are_divided_by_their_own_numbers_which_may_have_gaps():
+    assert domain_groups(SESSIONS, groups="1x8") == tuple((d,) for d in SESSIONS)
+    assert domain_groups(SESSIONS, num_tasks=4) == ((1, 2), (4, 5), (6, 8), (9, 11))
+    assert domain_groups(SESSIONS, groups="5+1x3", first_tasks=2) == ((1, 2, 4, 5, 6), (8,))
+    assert domain_groups(SESSIONS, groups="11|1,2|8,9,4|5,6") == ((11,), (1, 2), (8, 9, 4), (5, 6))
+    assert domain_groups(SESSIONS, num_tasks=2, order="11,9,8,6,5,4,2,1") == ((11, 9, 8, 6), (5, 4, 2, 1))
+
+
+def test_a_shuffled_order_of_domains_is_that_of_their_places():
+    shuffled = flat(domain_groups(SESSIONS, groups="1x8", order="shuffled:3"))
+    assert shuffled == [SESSIONS[place] for place in flat(task_groups(8, num_tasks=8, order="shuffled:3"))]
+    assert shuffled != list(SESSIONS)
+
+
+BAD_DOMAINS = [
+    ({}, "exactly one"),
+    ({"num_tasks": 9}, r"9 with 8 domains: write 1\.\.8"),
+    ({"num_tasks": 3}, "8 domains do not divide into 3 .* num_tasks can be 1, 2, 4, 8; or give groups, such as '1x8'"),
+    ({"groups": "1x7"}, "takes 7 domains but the data set has 8"),
+    ({"groups": "session"}, r"such as '1x8' or '2x5', or domains, such as '1\|2\|4'"),
+    ({"groups": "1|2|x"}, "cannot read task 3 .* write domain numbers"),
+    ({"groups": "1|2|3"}, "domain 3 in task 3 does not exist: the data set has the domains 1, 2, 4, 5, 6, 8, 9, 11"),
+    ({"groups": "1|2|2"}, "domain 2 is in task 2 and again in task 3: every domain belongs to exactly one task"),
+    ({"groups": "1|2|4,5,6"}, "domain 8, 9, 11 is in no task"),
+    ({"groups": "1,2,4,5|6,8,9,11", "order": "shuffled"}, "both say which domains"),
+    ({"num_tasks": 8, "order": "gd-42"}, "is one of classes .* such as '11,9,8,6,5,4,2,1'"),
+    ({"num_tasks": 8, "order": "qq"}, "write natural, shuffled, shuffled:SEED or every domain number"),
+    ({"num_tasks": 8, "order": "1,2,4,5,6,8,9,10"}, "names domain 10, which does not exist: write each of 1, 2, 4"),
+    ({"num_tasks": 8, "order": "1,2,4,5,6,8,9"}, "domain 11 is in no task of order"),
+    ({"num_tasks": 8, "first_tasks": 9}, "first_tasks is 9 of 8 tasks"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_DOMAINS, ids=[message for _, message in BAD_DOMAINS])
+def test_wrong_arguments_of_domains_get_one_line_about_domains(arguments, message):
+    with pytest.raises(UserError, match=message) as caught:
+        domain_groups(SESSIONS, **arguments)
+    assert "\n" not in str(caught.value)
+    assert "class" not in str(caught.value) or "gd-42" in str(caught.value)

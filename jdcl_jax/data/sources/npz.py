@@ -7,10 +7,13 @@ Arrays of the file (others are ignored):
   test_images, test_labels
                optional, both or none, of the same kind; without them a fixed share is test
   class_names  optional, [C], strings
+  domains      optional, [N], whole numbers >= 0, such as sessions; read where tasks are made of domains
+  test_domains as domains, of the test images
 """
 
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,36 +22,46 @@ from jdcl_jax.data.arrays import Dataset, Split, split_off_test
 from jdcl_jax.data.resize import Fit
 from jdcl_jax.errors import UserError
 
-ARRAYS = ("images", "labels", "test_images", "test_labels", "class_names")
+ARRAYS = ("images", "labels", "test_images", "test_labels", "class_names", "domains", "test_domains")
 
 
-def read(name: str, path: Path, fit: Fit, test_fraction: float) -> Dataset:
-    """Reads the file at `path`; `UserError` if it is not as above. Floats become round(255 x)."""
+def read(name: str, path: Path, fit: Fit, test_fraction: float, domain: str = "") -> Dataset:
+    """Reads the file at `path`; `UserError` if it is not as above. Floats become round(255 x).
+
+    With `domain` "domains" the images have domains, else none.
+    """
+    if domain not in ("", "domains"):
+        raise UserError(f"{name}: tasks.domain is {domain!r}: of an npz file write 'domains', its array of that name")
     arrays = _arrays(path)
     for needed in ("images", "labels"):
         if needed not in arrays:
             raise UserError(f"{path}: has no array {needed!r}: it must hold 'images' and 'labels'")
     if ("test_images" in arrays) != ("test_labels" in arrays):
         raise UserError(f"{path}: holds only one of 'test_images' and 'test_labels': give both or neither")
-    given = Split(_images(path, "images", arrays), _labels(path, "labels", arrays, len(arrays["images"])))
+    given = _split(path, "", arrays, domain)
     native = given.images.shape[1:]
     if "test_images" in arrays:
-        test_images = _images(path, "test_images", arrays)
-        if test_images.shape[1:] != native:
+        train, test = given, _split(path, "test_", arrays, domain)
+        if test.images.shape[1:] != native:
             raise UserError(
-                f"{path}: 'test_images' are {_text(test_images.shape[1:])} but 'images' are "
+                f"{path}: 'test_images' are {_text(test.images.shape[1:])} but 'images' are "
                 f"{_text(native)} (height x width x channels): they must be alike"
             )
-        train = given
-        test = Split(test_images, _labels(path, "test_labels", arrays, len(test_images)))
         origin = "with its own test images"
     else:
         train, test = split_off_test(name, given, test_fraction)
         origin = f"a fixed stratified {test_fraction:.0%} of them as test images"
     class_names = _class_names(path, arrays, int(given.labels.max()) + 1)
     provenance = f"{name}: {path.name}, {origin}{fit.describe(native[0], native[1])}"
-    train, test = (Split(fit.images(split.images), split.labels) for split in (train, test))
+    train, test = (replace(split, images=fit.images(split.images)) for split in (train, test))
     return Dataset(name, train, test, class_names, provenance)
+
+
+def _split(path: Path, prefix: str, arrays: dict[str, np.ndarray], domain: str) -> Split:
+    """The arrays whose names begin with `prefix`, checked."""
+    images = _images(path, f"{prefix}images", arrays)
+    labels = _labels(path, f"{prefix}labels", arrays, len(images))
+    return Split(images, labels, _domains(path, f"{prefix}{domain}", arrays, len(images)) if domain else None)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -105,6 +118,19 @@ def _labels(path: Path, key: str, arrays: dict[str, np.ndarray], number: int) ->
             f"{path}: {key!r} goes up to {labels.max()} with {number} images: write class numbers 0..C-1 without gaps"
         )
     return labels.astype(np.int32)
+
+
+def _domains(path: Path, key: str, arrays: dict[str, np.ndarray], number: int) -> np.ndarray:
+    if key not in arrays:
+        raise UserError(f"{path}: has no array {key!r}: add it, one number per image, or leave tasks.domain empty")
+    domains = arrays[key]
+    if domains.shape != (number,) or not np.issubdtype(domains.dtype, np.integer):
+        raise UserError(
+            f"{path}: {key!r} is {domains.dtype} of shape {domains.shape}: write ({number},) integers, one per image"
+        )
+    if domains.min() < 0 or domains.max() >= 2**31:
+        raise UserError(f"{path}: {key!r} runs from {domains.min()} to {domains.max()}: write numbers of 0 or more")
+    return domains.astype(np.int32)
 
 
 def _class_names(path: Path, arrays: dict[str, np.ndarray], classes: int) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import io
 import logging
+import pkgutil
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from jdcl_jax.data import builders
 from jdcl_jax.data.arrays import Dataset, Split
 from jdcl_jax.data.resize import Fit
 from jdcl_jax.errors import UserError
@@ -38,15 +40,17 @@ class _Source:
     width: int
     channels: int
     undecoded: dict[str, Any]  # TFDS's word for: leave the images encoded
+    domain: str  # the feature that says each image's domain; "": none
 
 
 class _Record(NamedTuple):
     pixels: np.ndarray  # uint8 [H, W, C]
     jpeg: bool
     label: int
+    domain: int  # 0 where there is none
 
 
-def read(name: str, directory: str, fit: Fit, other_names: Sequence[str] = ()) -> Dataset:
+def read(name: str, directory: str, fit: Fit, other_names: Sequence[str] = (), domain: str = "") -> Dataset:
     """Reads the train and the test split; where there is no labelled test, validation is test.
 
     Args:
@@ -55,6 +59,8 @@ def read(name: str, directory: str, fit: Fit, other_names: Sequence[str] = ()) -
       fit: The size to bring images to while reading; data sets with images of several sizes need
         one.
       other_names: Names that are no TFDS data set, to be suggested to somebody who misspelt one.
+      domain: The feature that says each image's domain, a class label or a whole number >= 0; "":
+        images have none.
 
     Raises:
       UserError: The name is unknown, the data set is not prepared there as array_record, records
@@ -66,7 +72,7 @@ def read(name: str, directory: str, fit: Fit, other_names: Sequence[str] = ()) -
         raise UserError(f"data set {name!r} needs tensorflow-datasets: pip install jdcl_jax") from error
     root = Path(directory or tfds.core.constants.DATA_DIR).expanduser()
     with _absl_warnings_off():
-        source = _open(tfds, name, root, other_names)
+        source = _open(tfds, name, root, other_names, domain)
         if not source.height and not fit.size:
             raise UserError(f"{name}: its images have several sizes: give an image size, to bring them to one")
         test_split, opened = _open_test(source)
@@ -94,17 +100,18 @@ def _absl_warnings_off() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _open(tfds: Any, name: str, root: Path, other_names: Sequence[str]) -> _Source:
+def _open(tfds: Any, name: str, root: Path, other_names: Sequence[str], domain: str) -> _Source:
     try:
         if not NAME.fullmatch(name):
             raise tfds.core.DatasetNotFoundError(name)
         builder = tfds.builder(name, data_dir=str(root))
         splits = builder.info.splits
     except tfds.core.DatasetNotFoundError as error:
-        there = _there(name, root)
-        raise UserError(
-            f"data set {name!r} cannot be opened: {there}" if there else _unknown(tfds, name, root, other_names)
-        ) from error
+        if there := _there(name, root):
+            raise UserError(f"data set {name!r} cannot be opened: {there}") from error
+        if _has_builder_here(name):
+            raise UserError(f"data set {name!r} is not prepared in {root}: {_prepare(name, root)}") from error
+        raise UserError(_unknown(tfds, name, root, other_names)) from error
     # TFDS raises AssertionError, ParseError, ValueError and more: a version it does not know, a
     # broken json file.
     except Exception as error:
@@ -122,19 +129,36 @@ def _open(tfds: Any, name: str, root: Path, other_names: Sequence[str]) -> _Sour
             f"delete {builder.data_path}, or name another directory, and {_prepare(name, root)}"
         )
     shape = _image_shape(tfds, name, builder.info.features)
-    return _Source(name, root, builder, *shape, {"image": tfds.decode.SkipDecoding()})
+    _check_domain(tfds, name, builder.info.features, domain)
+    return _Source(name, root, builder, *shape, {"image": tfds.decode.SkipDecoding()}, domain)
 
 
 def _there(name: str, root: Path) -> str:
     """Which versions or configs of `name` are in `root`, where another one was asked for."""
-    base = re.split("[:/]", name)[0]
+    base = _base(name)
     folder = root / base
     found = sorted(entry.name for entry in folder.iterdir()) if base and folder.is_dir() else []
     return f"{folder} holds {', '.join(found)}; name one, or prepare it again" if found else ""
 
 
+def _base(name: str) -> str:
+    """The name without config and version."""
+    return re.split("[:/]", name)[0]
+
+
+def _has_builder_here(name: str) -> bool:
+    """Whether the builder is this project's own and not in TFDS's catalogue; looked up without an import of it."""
+    return _base(name) in {module.name for module in pkgutil.iter_modules(builders.__path__)}
+
+
 def _prepare(name: str, root: Path) -> str:
     """What to type to prepare `name` in `root`."""
+    if _has_builder_here(name):
+        module = f"{builders.__name__}.{_base(name)}"
+        return (
+            f'unpack it in a folder SOURCE and type `python -c "from {module} import prepare; '
+            f"prepare('SOURCE', '{root}')\"`"
+        )
     return (
         "prepare it with `pip install 'jdcl_jax[tfds]'` and "
         '`python -c "import tensorflow_datasets as tfds; '
@@ -174,6 +198,23 @@ def _image_shape(tfds: Any, name: str, features: Any) -> tuple[int, int, int]:
     if not label.num_classes:
         raise UserError(f"{name}: its feature 'label' has no number of classes")
     return (height, width, channels) if height and width else (0, 0, channels)
+
+
+def _check_domain(tfds: Any, name: str, features: Any, domain: str) -> None:
+    if not domain:
+        return
+    whole = {
+        key: isinstance(feature, tfds.features.ClassLabel)
+        or (feature.shape == () and np.issubdtype(feature.np_dtype, np.integer))
+        for key, feature in features.items()
+        if isinstance(feature, tfds.features.Tensor) and key != "label"
+    }
+    if not whole.get(domain):
+        found = ", ".join(key for key, is_whole in whole.items() if is_whole)
+        raise UserError(
+            f"{name}: tasks.domain is {domain!r}, which is no feature of one whole number: "
+            f"write {f'one of {found}' if found else 'tasks.domain empty, it has none'}"
+        )
 
 
 def _open_test(source: _Source) -> tuple[str, Any]:
@@ -220,7 +261,10 @@ def _again(source: _Source) -> str:
 
 def _records(source: _Source, split: str, opened: Any, rows: list[int]) -> list[_Record]:
     try:
-        return [_Record(*_decoded(record["image"], source), record["label"]) for record in opened.__getitems__(rows)]
+        return [
+            _Record(*_decoded(record["image"], source), record["label"], record[source.domain] if source.domain else 0)
+            for record in opened.__getitems__(rows)
+        ]
     # The reader raises RuntimeError, IndexError and others for damaged bytes, pillow its own for a
     # damaged image.
     except Exception as error:
@@ -249,7 +293,7 @@ def _read_split(source: _Source, split: str, opened: Any, fit: Fit) -> tuple[Spl
     """The split, and whether any of its images is a JPEG."""
     number = len(opened)
     images = np.empty((number, *fit.shape(source.height, source.width), source.channels), np.uint8)
-    labels = np.empty(number, np.int32)
+    labels, domains = np.empty(number, np.int32), np.empty(number, np.int64)
     any_jpeg = False
     title = f"{source.name} {split}"
     with tqdm(total=number, desc=title, delay=1, leave=False, disable=None) as progress:
@@ -257,10 +301,15 @@ def _read_split(source: _Source, split: str, opened: Any, fit: Fit) -> tuple[Spl
             rows = list(range(start, min(start + RECORDS_PER_READ, number)))
             for row, record in zip(rows, _records(source, split, opened, rows), strict=True):
                 images[row] = fit.image(record.pixels)
-                labels[row] = record.label
+                labels[row], domains[row] = record.label, record.domain
                 any_jpeg = any_jpeg or record.jpeg
             progress.update(len(rows))
-    return Split(images, labels), any_jpeg
+    if domains.min() < 0 or domains.max() >= 2**31:
+        raise UserError(
+            f"{source.name}: {source.domain!r} of {split} runs from {domains.min()} to {domains.max()}: "
+            "name a feature with numbers of 0 or more in tasks.domain"
+        )
+    return Split(images, labels, domains.astype(np.int32) if source.domain else None), any_jpeg
 
 
 def _line(error: Exception) -> str:

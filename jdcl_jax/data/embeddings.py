@@ -1,0 +1,44 @@
+"""Label embeddings from a file: a vector for each class name, such as a text encoder gives."""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jdcl_jax.errors import UserError
+
+
+def read_label_embeddings(path: str, class_names: Sequence[str]) -> np.ndarray:
+    """Reads an npz file that holds one vector per class, under the class's name; further names are passed over.
+
+    Args:
+      path: the file.
+      class_names: of all classes of the data set, in order.
+
+    Returns: float32 [C, W].
+
+    Raises:
+      UserError: no such file, a class without a vector, or vectors that are not finite and of one length.
+    """
+    try:
+        with np.load(Path(path).expanduser(), allow_pickle=False) as file:
+            missing = [name for name in class_names if name not in file.files]
+            if missing:
+                raise UserError(
+                    f"context.embeddings: {path} has no vector for the class '{missing[0]}'"
+                    f"{f' and {len(missing) - 1} more' if missing[1:] else ''}; it holds {', '.join(file.files[:5])}, "
+                    "...; write an npz file of one vector per class name"
+                )
+            vectors = [np.asarray(file[name]) for name in class_names]
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"context.embeddings: {path} can't be read as npz: {error}") from error
+    for name, vector in zip(class_names, vectors, strict=True):
+        if vector.ndim != 1 or vector.shape != vectors[0].shape or vector.dtype.kind not in "fiu":
+            raise UserError(
+                f"context.embeddings: the vector of '{name}' in {path} is {vector.dtype} {list(vector.shape)}; write "
+                f"numbers [W], of the same W for all classes ({class_names[0]} has {list(vectors[0].shape)})"
+            )
+        if not np.all(np.isfinite(vector)):
+            raise UserError(f"context.embeddings: the vector of '{name}' in {path} is not finite")
+    return np.stack(vectors).astype(np.float32)
