@@ -3,6 +3,9 @@
 The unmasked accuracy is that of class-incremental learning: nobody says which task an image is from. The masked one is
 that of task-incremental learning: the task is given and only its classes compete, so that it does not see tasks taken
 for one another. Masked is never below unmasked, and the gap is what telling tasks apart costs.
+
+Either is a mean over images, where a class with many test images weighs much, or one over classes, where all weigh the
+same. The two are equal where all classes have as many test images.
 """
 
 import itertools
@@ -23,6 +26,12 @@ class Accuracies:
         masked: float64 [T], argmax among the classes of the image's own task.
         union: unmasked, over all images of all seen tasks at once.
         union_masked: masked, the same.
+        unmasked_by_class: float64 [T], the share of right answers among the images that each class has in the task,
+            unmasked, and of these the mean over classes; NaN for tasks not seen yet. A class without images there does
+            not count.
+        masked_by_class: float64 [T], masked, the same.
+        union_by_class: unmasked, the mean over all classes seen, each with its images of all seen tasks at once.
+        union_masked_by_class: masked, the same.
         confusion: int64 [C, C], how many images of the row's class got the column's, unmasked.
     """
 
@@ -30,6 +39,10 @@ class Accuracies:
     masked: np.ndarray
     union: float
     union_masked: float
+    unmasked_by_class: np.ndarray
+    masked_by_class: np.ndarray
+    union_by_class: float
+    union_masked_by_class: float
     confusion: np.ndarray
 
 
@@ -65,11 +78,16 @@ def accuracies(
         masked[rows] = classes[scores[rows][:, classes].argmax(axis=1)]
     confusion = np.zeros((scores.shape[1],) * 2, np.int64)
     np.add.at(confusion, (truth, unmasked), 1)
+    right, right_masked = unmasked == truth, masked == truth
     return Accuracies(
-        unmasked=_by_task(unmasked == truth, starts, len(groups)),
-        masked=_by_task(masked == truth, starts, len(groups)),
-        union=float(np.mean(unmasked == truth)),
-        union_masked=float(np.mean(masked == truth)),
+        unmasked=_by_task(right, starts, len(groups)),
+        masked=_by_task(right_masked, starts, len(groups)),
+        union=float(np.mean(right)),
+        union_masked=float(np.mean(right_masked)),
+        unmasked_by_class=_by_task_and_class(right, truth, starts, len(groups)),
+        masked_by_class=_by_task_and_class(right_masked, truth, starts, len(groups)),
+        union_by_class=_by_class(right, truth),
+        union_masked_by_class=_by_class(right_masked, truth),
         confusion=confusion,
     )
 
@@ -79,6 +97,20 @@ def _by_task(right: np.ndarray, starts: np.ndarray, num_tasks: int) -> np.ndarra
     means = np.full(num_tasks, np.nan)
     means[: len(starts) - 1] = np.add.reduceat(right, starts[:-1], dtype=np.int64) / np.diff(starts)
     return means
+
+
+def _by_task_and_class(right: np.ndarray, truth: np.ndarray, starts: np.ndarray, num_tasks: int) -> np.ndarray:
+    """`_by_class` of the rows between starts [seen + 1]: float64 [T], NaN for tasks not seen."""
+    means = np.full(num_tasks, np.nan)
+    for j, (start, stop) in enumerate(itertools.pairwise(starts)):
+        means[j] = _by_class(right[start:stop], truth[start:stop])
+    return means
+
+
+def _by_class(right: np.ndarray, truth: np.ndarray) -> float:
+    """The mean, over the classes that are in truth [N], of the mean of bool [N] over a class's rows."""
+    _, number = np.unique(truth, return_inverse=True)
+    return float(np.mean(np.bincount(number, weights=right) / np.bincount(number)))
 
 
 def _starts(counts: Sequence[int] | np.ndarray, groups: Sequence[Sequence[int]], task: int) -> np.ndarray:

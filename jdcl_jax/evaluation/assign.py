@@ -60,6 +60,22 @@ def assign(probabilities: np.ndarray, classes: Sequence[int], count: int) -> Ass
     return Assignment(np.concatenate([assigned, fillers])[:count], len(assigned))
 
 
+def asked_until(groups: Sequence[Sequence[int]], least: int) -> int:
+    """How many samples it takes until each task had `least`, when they run through the classes of all tasks in turn.
+
+    Args:
+        groups: the classes of each task; a class may be in several, and its samples are of all of them.
+        least: at least 1.
+    """
+    every = list(dict.fromkeys(label for group in groups for label in group))
+    most = 0
+    for group in groups:
+        places = np.flatnonzero(np.isin(every, group))
+        rounds, rest = divmod(least - 1, len(places))
+        most = max(most, rounds * len(every) + int(places[rest]) + 1)
+    return most
+
+
 def asked(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
     """Rows int64 [<= M] of the images that a conditional network was asked for a task, in drawing order.
 

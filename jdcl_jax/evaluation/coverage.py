@@ -10,14 +10,14 @@ sequence, so that mass on classes that were never shown counts as missing.
 
 Both scores are sums over classes. A task's entry is the sum over its classes divided by its share of the test images
 [ours], so that entries mean the same however many tasks were seen: a task that is never generated has an ARD of 1/2
-whether it is one of two or of five.
+whether it is one of two or of five. The term of a class that several tasks have is divided among them by their test
+images of it [ours]; class histograms do not tell such tasks apart, and where all have the same classes in the same
+proportion, all their entries are the same: the union's (of ARD, without the mass on unseen classes).
 - KLD: classes with no true mass contribute nothing, so the union's value is the mean of the seen tasks' entries, each
   weighed by its share. An entry is negative where the task's classes are made too often.
 - ARD: unseen classes contribute half their predicted mass. That remainder belongs to no seen task: the weighed mean of
   the seen tasks' entries plus it is the union's value.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -64,15 +64,20 @@ def ard_by_class(true_counts: np.ndarray, predicted_counts: np.ndarray) -> np.nd
     return np.abs(_shares(true_counts) - _shares(predicted_counts)) / 2.0
 
 
-def by_task(by_class: np.ndarray, true_counts: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
+def by_task(by_class: np.ndarray, true_by_task: np.ndarray) -> np.ndarray:
     """Terms float64 [C] summed over each task's classes and divided by its true share.
 
-    Returns: float64 [number of groups], NaN for a task without true images.
+    Args:
+        by_class: each class's term of the union.
+        true_by_task: int [T, C], the true images of each class in each task; 0 in tasks not seen.
+
+    Returns: float64 [T], NaN for a task without true images.
     """
-    shares = _shares(true_counts)
-    masses = [shares[list(classes)].sum() for classes in groups]
-    sums = [by_class[list(classes)].sum() for classes in groups]
-    return np.array([value / mass if mass > 0 else np.nan for value, mass in zip(sums, masses, strict=True)])
+    counts = np.asarray(true_by_task, np.float64)
+    of_class, of_task = counts.sum(axis=0), counts.sum(axis=1)
+    parts = by_class * counts / np.where(of_class > 0, of_class, 1.0)
+    shares = np.where(of_task > 0, of_task, np.nan) / of_task.sum()
+    return parts.sum(axis=1) / shares
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:

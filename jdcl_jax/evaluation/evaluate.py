@@ -1,12 +1,12 @@
 """All scores of one generator after one task: one row of every matrix R."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from jdcl_jax.errors import UserError
-from jdcl_jax.evaluation.assign import asked, assign
+from jdcl_jax.evaluation.assign import asked, asked_until, assign
 from jdcl_jax.evaluation.coverage import by_task, class_histogram
 from jdcl_jax.evaluation.features import Classifier, FeatureExtractor
 from jdcl_jax.evaluation.real import RealSide
@@ -34,7 +34,8 @@ class Evaluation:
         per_task: per score the row R[task, :], float64 [T], NaN for tasks not seen yet.
         union: per score the value on all seen tasks at once.
         assigned: int64 [T], how many generated images the classifier gave to each task, also to
-            tasks not seen yet, and also of a conditional denoiser.
+            tasks not seen yet, and also of a conditional denoiser. An image of a class that several tasks have counts
+            for each of them.
         histogram: int64 [C], how many generated images the classifier gave to each class.
         num_generated: per score {"per_task": images in each entry of the row, "union": ...}; with labels
             "per_task" of scores of features and labels is a list [T], 0 for tasks not seen yet.
@@ -102,6 +103,9 @@ def evaluate_generator(
       of them where there are fewer, and never others. Labels that run through the classes in turn give a
       task all its classes. Scores of labels take all that were asked for.
 
+    Where several tasks have a class, as in a domain-incremental sequence, its images are of all these tasks: nobody can
+    ask for a class as it was in one of them, and the classifier does not say.
+
     Scores of class coverage use all M for both, and the classifier's answers whether there are labels or not.
 
     Args:
@@ -149,6 +153,25 @@ def evaluate_generator(
     )
 
 
+def check_asked(names: Iterable[str], num_samples: int, groups: Sequence[Sequence[int]]) -> None:
+    """Checks before a run that samples which run through the seen classes in turn are enough for every task.
+
+    Args:
+        names: scores.
+        num_samples: generated images after each task.
+        groups: the classes of each task; a class may be in several.
+
+    Raises:
+        UserError: a score would get fewer images of a task than it needs.
+    """
+    for name, score in select(names).items():
+        if isinstance(score, FeatureScore | LabelScore) and num_samples < (enough := asked_until(groups, score.least)):
+            raise UserError(
+                f"{num_samples} generated images are too few for {name} of each of {len(groups)} tasks: "
+                f"generate at least {enough}"
+            )
+
+
 def _check(
     generated: np.ndarray,
     real: RealSide,
@@ -176,11 +199,11 @@ def _asked_for(
         raise UserError(
             f"labels are {labels.dtype} of shape {labels.shape} for {samples} generated images: give one int each"
         )
-    seen = [label for group in real.groups[: task + 1] for label in group]
+    seen = list(dict.fromkeys(label for group in real.groups[: task + 1] for label in group))
     strange = labels[~np.isin(labels, seen)]
     if len(strange):
         raise UserError(f"an image was asked to show class {strange[0]}, which no task seen so far has: ask for {seen}")
-    asked_for = [asked(labels, group) for group in real.groups]
+    asked_for = [asked(labels, group if k <= task else ()) for k, group in enumerate(real.groups)]
     for name, score in chosen.items():
         for seen_task, rows in enumerate(asked_for[: task + 1]):
             used = rows[: samples // len(real.groups)] if isinstance(score, FeatureScore) else rows
@@ -231,10 +254,11 @@ def _on_features(
 
 
 def _coverage(score: CoverageScore, real: RealSide, task: int, samples: _Samples) -> _Entry:
-    true = class_histogram(real.test.labels[: real.num_seen(task)], len(samples.histogram))
-    terms = score.by_class(true, samples.histogram)
-    row = by_task(terms, true, real.groups)
-    row[task + 1 :] = np.nan
+    true = np.zeros((len(real.groups), len(samples.histogram)), np.int64)
+    for seen in range(task + 1):
+        true[seen] = class_histogram(real.labels(seen), len(samples.histogram))
+    terms = score.by_class(true.sum(axis=0), samples.histogram)
+    row = by_task(terms, true)
     drawn = len(samples.predicted)
     return _Entry(row, float(terms.sum()), {"per_task": drawn, "union": drawn}, _num_real(score, real, task))
 

@@ -56,7 +56,7 @@ class RealSide:
     images once, and statistics of a task or a union are computed once.
 
     Attributes:
-        groups: the classes of each task.
+        groups: the classes of each task; a class may be in several.
         test: the test split.
     """
 
@@ -74,6 +74,11 @@ class RealSide:
     def seen(self, extractor: FeatureExtractor, task: int) -> RealSet:
         """The test images of tasks 0..task."""
         return self._set(extractor, 0, self.num_seen(task))
+
+    def labels(self, task: int) -> np.ndarray:
+        """The classes of the test images of one task, int [n]."""
+        start = int(self.test.starts[task])
+        return self.test.labels[start : start + int(self.test.counts[task])]
 
     def num_seen(self, task: int) -> int:
         """How many test images tasks 0..task have."""

@@ -199,6 +199,8 @@ SCORES: dict[str, Score] = {
     ),
     "accuracy": _accuracy("any class of the data set may be answered (class-incremental), test images"),
     "accuracy_masked": _accuracy("the task is told and only its classes may be answered (task-aware), test images"),
+    "accuracy_by_class": _accuracy("class-incremental, the mean over classes of each one's share, test images"),
+    "accuracy_masked_by_class": _accuracy("task-aware, the mean over classes of each one's share, test images"),
     "accuracy_raw": _accuracy("class-incremental, with the raw weights, test images"),
     "accuracy_ema": _accuracy("class-incremental, with the averaged weights, test images", "average"),
     "accuracy_validation": _accuracy("class-incremental, held-out training images", "validation"),

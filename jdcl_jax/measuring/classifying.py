@@ -1,6 +1,6 @@
 """What the network's classifier and its features say of real images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jdcl_jax.data.tasks import TaskSplit
 from jdcl_jax.evaluation.accuracy import Accuracies, accuracies
 from jdcl_jax.evaluation.representation import balanced_rows, probe_row
 from jdcl_jax.evaluation.scores import Measured
+from jdcl_jax.methods.method import DENOISER, SOLVER
 from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.state import PyTree, TrainState
 
@@ -53,10 +54,12 @@ class ClassifierMeter:
 
     def __init__(self, parts: Parts, parallel: Parallel):
         self._parts, self._sequence = parts, parts.sequence
-        classifier, most = parts.setup.classifier, len(parts.sequence.test.labels)
-        self._classify = (
-            None if classifier is None else Mapper(parallel, lambda p, x: classifier.logits(p, x, None), most)
-        )
+        classifier, solver, most = parts.setup.classifier, parts.setup.solver, len(parts.sequence.test.labels)
+        self._classify: Mapper | None = None
+        if classifier is not None:
+            self._classify = Mapper(parallel, lambda p, x: classifier.logits(p, x, None), most)
+        elif solver is not None:
+            self._classify = Mapper(parallel, solver.logits, most)
         self._features = Mapper(parallel, parts.network.pooled, most)
         self._scores = parts.config.evaluation.scores
 
@@ -65,23 +68,28 @@ class ClassifierMeter:
         assert self._classify is not None
         seen = split.seen(task)
         logits = self._classify(params, seen.images)
+        if self._parts.setup.solver is not None:  # classes that it has not seen compete with no other
+            logits = np.where(np.isin(np.arange(logits.shape[1]), seen.labels), logits, -np.inf)
         return accuracies(logits, seen.labels, [int(n) for n in split.counts], self._sequence.groups, task)
 
-    def by_task(self, state: TrainState, task: int) -> np.ndarray | None:
+    def by_task(self, networks: Mapping[str, TrainState], task: int) -> np.ndarray | None:
         """Accuracy on the test images of each task seen, float64 [T]; None where there is no classifier."""
         if self._classify is None:
             return None
-        return self.accuracies(self._weights(state), self._sequence.test, task).unmasked
+        return self.accuracies(self._weights(networks), self._sequence.test, task).unmasked
 
-    def measured(self, state: TrainState, task: int) -> tuple[dict[str, Measured], np.ndarray | None]:
+    def measured(self, networks: Mapping[str, TrainState], task: int) -> tuple[dict[str, Measured], np.ndarray | None]:
         """The chosen scores after a task (from 0), and the confusion matrix int64 [C, C] on its test images."""
-        found = {name: self._probe(PROBES[name], state, task) for name in self._scores if name in PROBES}
+        found = {name: self._probe(PROBES[name], networks[DENOISER], task) for name in self._scores if name in PROBES}
         if self._classify is None:
             return found, None
         test, counts = self._sequence.test, self._sequence.test.counts
-        headline = self.accuracies(self._weights(state), test, task)
+        headline = self.accuracies(self._weights(networks), test, task)
         found["accuracy"] = Measured(headline.unmasked, headline.union, counts)
         found["accuracy_masked"] = Measured(headline.masked, headline.union_masked, counts)
+        found["accuracy_by_class"] = Measured(headline.unmasked_by_class, headline.union_by_class, counts)
+        found["accuracy_masked_by_class"] = Measured(headline.masked_by_class, headline.union_masked_by_class, counts)
+        state = networks.get(SOLVER, networks[DENOISER])
         others = {"accuracy_raw": state.params, "accuracy_ema": state.averaged}
         for name, params in others.items():
             if name in self._scores:
@@ -89,16 +97,20 @@ class ClassifierMeter:
                 found[name] = Measured(other.unmasked, other.union, counts)
         validation = self._sequence.validation
         if len(validation.labels):
-            held_out = self.accuracies(self._weights(state), validation, task)
+            held_out = self.accuracies(self._weights(networks), validation, task)
             found["accuracy_validation"] = Measured(held_out.unmasked, held_out.union, validation.counts)
         return found, headline.confusion
 
-    def _weights(self, state: TrainState) -> PyTree:
+    def _weights(self, networks: Mapping[str, TrainState]) -> PyTree:
+        """Those that classify; a solver has no average, so that its are raw."""
+        return self._chosen(networks.get(SOLVER, networks[DENOISER]))
+
+    def _chosen(self, state: TrainState) -> PyTree:
         return state.averaged if self._parts.config.evaluation.weights == "ema" else state.params
 
     def _probe(self, kind: str, state: TrainState, task: int) -> Measured:
         """Fitted with all labels of the training images, also those that the run does not know."""
-        params, test = self._weights(state), self._sequence.test.seen(task)
+        params, test = self._chosen(state), self._sequence.test.seen(task)
         images, labels = self._fitted_to(task)
         counts = self._sequence.test.counts
         row, union = probe_row(

@@ -1,7 +1,7 @@
 """What is measured after a task: samples, their scores, and the denoiser's own errors."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from jdcl_jax.measuring.classifying import ClassifierMeter
 from jdcl_jax.measuring.curves import Curves, DenoiserMeter, rows_of
 from jdcl_jax.measuring.generation import Generator, balanced_labels
 from jdcl_jax.measuring.scoring import Scorer
-from jdcl_jax.methods.method import Memory
+from jdcl_jax.methods.method import DENOISER, Memory
 from jdcl_jax.reporting.progress import Progress
 from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.state import TrainState
@@ -72,14 +72,15 @@ class Evaluator:
         self._meter = DenoiserMeter(parts, parallel)
         self._classifier = ClassifierMeter(parts, parallel)
 
-    def __call__(self, state: TrainState, memory: Memory, task: int, progress: Progress) -> Evaluated:
+    def __call__(self, networks: Mapping[str, TrainState], memory: Memory, task: int, progress: Progress) -> Evaluated:
         """Measures after a task (from 0), with the weights that the config names."""
+        state = networks[DENOISER]
         params = state.averaged if self._parts.config.evaluation.weights == "ema" else state.params
         started, compiled = time.perf_counter(), self._meter.compile_seconds
         self._meter.passes = 0
         curves = self._curves(params, task, progress)
         errors = self._errors(params, memory, task)
-        classified, confusion = self._classifier.measured(state, task)
+        classified, confusion = self._classifier.measured(networks, task)
         measuring = Cost(time.perf_counter() - started, self._meter.compile_seconds - compiled, self._meter.passes)
         started, compiled = time.perf_counter(), self._generator.compile_seconds
         images, labels = self._sample(params, task, progress)
@@ -91,9 +92,9 @@ class Evaluator:
         cost = {"measure": measuring, "evaluate": drawing}
         return Evaluated(images, evaluation, curves, errors, cost, confusion)
 
-    def accuracy_by_task(self, state: TrainState, task: int) -> np.ndarray | None:
+    def accuracy_by_task(self, networks: Mapping[str, TrainState], task: int) -> np.ndarray | None:
         """Accuracy on each task's test images, float64 [T], with the config's weights; None without a classifier."""
-        return self._classifier.by_task(state, task)
+        return self._classifier.by_task(networks, task)
 
     def _passes(self) -> int:
         setup = self._parts.setup
@@ -101,8 +102,7 @@ class Evaluator:
 
     def _sample(self, params: Any, task: int, progress: Progress) -> tuple[np.ndarray, np.ndarray | None]:
         num, setup = self._parts.config.evaluation.num_samples, self._parts.setup
-        seen = [c for group in setup.groups[: task + 1] for c in group]
-        labels = balanced_labels(seen, num) if setup.asks_for_classes else None
+        labels = balanced_labels(setup.seen_classes(task), num) if setup.asks_for_classes else None
         progress.start("sample", num, task=task + 1, counts=False)
         key = named_key(setup.seed, "task", task, "evaluate")
         images = self._generator(params, key, num, labels, progress.update)

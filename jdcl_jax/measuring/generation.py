@@ -1,6 +1,7 @@
 """Drawing many images from a denoiser: compiled once, batched, over all devices."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.state import PyTree
 
 OnProgress = Callable[[int], None]
+Draw = Callable[[PyTree, jax.Array | None, jax.Array], jax.Array]
 
 
 class Generator:
@@ -22,10 +24,12 @@ class Generator:
       setup: network, schedule and sampler.
       parallel: the devices.
       batch_size: images at a time; rounded up to a multiple of the devices.
+      draw: instead of `methods.denoising.generate`, (params, labels, keys) -> images float32 [B, H, W, C].
     """
 
-    def __init__(self, setup: Setup, parallel: Parallel, batch_size: int):
-        self._setup, self._parallel = setup, parallel
+    def __init__(self, setup: Setup, parallel: Parallel, batch_size: int, draw: Draw | None = None):
+        self._one_batch: Draw = draw or functools.partial(generate, setup)
+        self._parallel = parallel
         self.batch_size = -(-batch_size // parallel.count) * parallel.count
         self._compiled: Callable[..., jax.Array] | None = None
         self.compile_seconds = 0.0
@@ -54,9 +58,9 @@ class Generator:
 
     def _draw(self, shared: tuple[PyTree, jax.Array], split: tuple[jax.Array, jax.Array | None]) -> jax.Array:
         (params, key), (ids, labels) = shared, split
-        return to_uint8(generate(self._setup, params, labels, example_keys(key, ids)))
+        return to_uint8(self._one_batch(params, labels, example_keys(key, ids)))
 
 
-def balanced_labels(classes: list[int], num: int) -> np.ndarray:
+def balanced_labels(classes: Sequence[int], num: int) -> np.ndarray:
     """Labels int32 [num] that run through the classes in turn, each equally often whatever the test images do."""
     return np.resize(np.array(classes, np.int32), num)

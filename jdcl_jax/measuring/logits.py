@@ -20,7 +20,7 @@ def own_logits(restored: Restored, num: int) -> tuple[dict[str, np.ndarray], dic
     parts, parallel = restored.parts, Parallel(restored.parts.config.parallel.mode)
     classifier, test = parts.setup.classifier, parts.sequence.test.seen(restored.task - 1)
     assert classifier is not None
-    seen = [c for group in parts.sequence.groups[: restored.task] for c in group]
+    seen = parts.setup.seen_classes(restored.task - 1)
     progress = Progress()
     progress.start("sample", num, task=restored.task, counts=False)
     generator = Generator(parts.setup, parallel, min(num, parts.config.evaluation.batch_size))

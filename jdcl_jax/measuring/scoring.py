@@ -19,6 +19,7 @@ from jdcl_jax.evaluation.evaluate import Evaluation, evaluate_generator
 from jdcl_jax.evaluation.features import FeatureExtractor
 from jdcl_jax.evaluation.inception_features import InceptionFeatures
 from jdcl_jax.evaluation.real import RealSide
+from jdcl_jax.evaluation.replay import ReplayQuality, replay_quality
 from jdcl_jax.evaluation.scores import Measured, select
 
 
@@ -66,6 +67,10 @@ class Scorer:
                     f"the scores so far were taken with another {name} ({value}, now {self.instrument.get(name)}); "
                     "resume with the same data, evaluation.cache_dir and kind of machine, or write another --workdir"
                 )
+
+    def replay(self, images: np.ndarray, labels: np.ndarray, task: int) -> ReplayQuality:
+        """Scores of images that are replayed in a task (from 0) for the classes of the tasks before."""
+        return replay_quality(images, labels, self._real, self._classifier, task - 1)
 
     def _check_test_counts(self, parts: Parts) -> None:
         fewest = int(parts.sequence.test.counts.min())

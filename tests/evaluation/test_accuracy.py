@@ -1,10 +1,11 @@
 """Class-incremental accuracy by hand and against scikit-learn's metrics."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, confusion_matrix
+from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 
 from jdcl_jax.errors import UserError
 from jdcl_jax.evaluation.accuracy import Accuracies, accuracies
@@ -27,8 +28,8 @@ def random_case(tasks: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def assert_same(a: Accuracies, b: Accuracies) -> None:
-    for name in ("unmasked", "masked", "union", "union_masked", "confusion"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    for field in dataclasses.fields(Accuracies):
+        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
 
 
 def test_four_images_by_hand():
@@ -42,6 +43,56 @@ def test_four_images_by_hand():
     assert scores.confusion.dtype == np.int64 and scores.unmasked.dtype == np.float64
 
 
+def mean_recall(labels: np.ndarray, predicted: np.ndarray) -> float:
+    return recall_score(labels, predicted, labels=np.unique(labels), average="macro")
+
+
+def said(classes: list[int]) -> np.ndarray:
+    """Logits whose largest is that of these classes, and the second largest that of the class two further."""
+    return 2.0 * np.eye(4)[classes] + np.eye(4)[(np.array(classes) + 2) % 4]
+
+
+def test_over_classes_each_weighs_the_same_however_many_images_it_has():
+    # Tasks (0, 1) and (2, 3); class 0 has five images, 1 one, 2 one and 3 three.
+    labels = np.array([0, 0, 0, 0, 0, 1, 2, 3, 3, 3])
+    # Right are four of five, none of one (taken for 3; if the task is told, for 1), one of one and one of three.
+    scores = accuracies(said([0, 0, 0, 0, 1, 3, 2, 3, 2, 0]), labels, [6, 4], ((0, 1), (2, 3)), 1)
+    np.testing.assert_allclose(scores.unmasked, [4 / 6, 2 / 4], rtol=1e-15)
+    np.testing.assert_allclose(scores.unmasked_by_class, [(4 / 5 + 0) / 2, (1 + 1 / 3) / 2], rtol=1e-15)
+    assert (scores.union, scores.union_by_class) == (0.6, pytest.approx((4 / 5 + 0 + 1 + 1 / 3) / 4, rel=1e-15))
+    np.testing.assert_allclose(scores.masked, [5 / 6, 2 / 4], rtol=1e-15)
+    np.testing.assert_allclose(scores.masked_by_class, [(4 / 5 + 1) / 2, (1 + 1 / 3) / 2], rtol=1e-15)
+    assert scores.union_masked == 0.7
+    assert scores.union_masked_by_class == pytest.approx((4 / 5 + 1 + 1 + 1 / 3) / 4, rel=1e-15)
+    assert scores.unmasked_by_class.dtype == scores.masked_by_class.dtype == np.float64
+
+
+def test_a_class_of_several_tasks_counts_in_each_by_its_images_there_and_once_in_the_union():
+    # Class 0 is right in 1 of 1, then in 1 of 3 images; class 1 in 0 of 2 and comes once; class 2 in 1 of 1.
+    labels = np.array([0, 1, 1, 0, 0, 0, 2])
+    scores = accuracies(said([0, 0, 0, 2, 0, 2, 2]), labels, [3, 4], ((1, 0), (2, 0)), 1)
+    np.testing.assert_allclose(scores.unmasked_by_class, [(1 + 0) / 2, (1 / 3 + 1) / 2], rtol=1e-15)
+    assert scores.union_by_class == pytest.approx((2 / 4 + 0 + 1) / 3, rel=1e-15)
+    np.testing.assert_allclose(scores.unmasked, [1 / 3, 2 / 4], rtol=1e-15)
+    assert scores.union == 3 / 7
+
+
+def test_a_class_without_images_does_not_count_as_wrong():
+    scores = accuracies(said([0, 0, 2]), np.array([0, 0, 1]), [3], ((0, 1, 3), (2,)), 0)
+    assert (scores.unmasked_by_class[0], scores.union_by_class) == (0.5, 0.5)
+    assert np.isnan(scores.unmasked_by_class[1]) and np.isnan(scores.masked_by_class[1])
+
+
+def test_means_over_images_and_over_classes_are_equal_where_classes_have_as_many_images():
+    labels = np.concatenate([np.repeat(group, 30) for group in GROUPS])
+    logits = np.random.default_rng(3).standard_normal((len(labels), 6)) + np.eye(6)[labels]
+    scores = accuracies(logits, labels, (60, 60, 60), GROUPS, 2)
+    np.testing.assert_allclose(scores.unmasked_by_class, scores.unmasked, rtol=1e-12)
+    np.testing.assert_allclose(scores.masked_by_class, scores.masked, rtol=1e-12)
+    assert scores.union_by_class == pytest.approx(scores.union, rel=1e-12)
+    assert scores.union_masked_by_class == pytest.approx(scores.union_masked, rel=1e-12)
+
+
 @pytest.mark.parametrize("task", [0, 1, 2])
 def test_all_entries_are_those_of_scikit_learn(task: int):
     logits, labels = random_case(task + 1)
@@ -53,8 +104,14 @@ def test_all_entries_are_those_of_scikit_learn(task: int):
         rows = task_of == j
         assert scores.unmasked[j] == pytest.approx(accuracy_score(labels[rows], predicted[rows]), rel=1e-12)
         assert scores.masked[j] == pytest.approx(accuracy_score(labels[rows], masked[rows]), rel=1e-12)
-    assert np.isnan(scores.unmasked[task + 1 :]).all() and np.isnan(scores.masked[task + 1 :]).all()
-    assert len(scores.unmasked) == len(scores.masked) == 3
+        by_class = mean_recall(labels[rows], predicted[rows])
+        assert scores.unmasked_by_class[j] == pytest.approx(by_class, rel=1e-12)
+        by_class = mean_recall(labels[rows], masked[rows])
+        assert scores.masked_by_class[j] == pytest.approx(by_class, rel=1e-12)
+    for row in (scores.unmasked, scores.masked, scores.unmasked_by_class, scores.masked_by_class):
+        assert len(row) == 3 and np.isnan(row[task + 1 :]).all()
+    assert scores.union_by_class == pytest.approx(mean_recall(labels, predicted), rel=1e-12)
+    assert scores.union_masked_by_class == pytest.approx(mean_recall(labels, masked), rel=1e-12)
     assert scores.union == pytest.approx(accuracy_score(labels, predicted), rel=1e-12)
     assert scores.union_masked == pytest.approx(accuracy_score(labels, masked), rel=1e-12)
     np.testing.assert_array_equal(scores.confusion, confusion_matrix(labels, predicted, labels=np.arange(6)))

@@ -17,6 +17,11 @@ from jdcl_jax.evaluation.coverage import (
 GROUPS = ((0, 3), (1, 2))
 
 
+def of_tasks(true, groups=GROUPS):
+    """True images of each class in each task, [T, C], where no class is in two."""
+    return np.stack([np.where(np.isin(np.arange(len(true)), group), true, 0) for group in groups])
+
+
 def test_histogram_counts_every_class_also_those_that_never_occur():
     np.testing.assert_array_equal(class_histogram(np.array([2, 0, 2, 2]), 4), [1, 0, 3, 0])
     with pytest.raises(UserError, match="labels 0 to 2"):
@@ -70,26 +75,28 @@ def test_entries_weighed_by_their_shares_give_the_union_and_ard_leaves_the_unsee
     true, predicted = np.array([6, 2, 0, 2]), np.array([1, 3, 1, 5])
     groups = ((0, 3), (1,), (2,))
     kld, ard = kld_by_class(true, predicted), ard_by_class(true, predicted)
-    assert 0.8 * by_task(kld, true, groups)[0] + 0.2 * by_task(kld, true, groups)[1] == pytest.approx(kld.sum())
-    np.testing.assert_allclose(by_task(ard, true, groups), [(0.5 + 0.3) / 2 / 0.8, 0.1 / 2 / 0.2, np.nan])
+    seen = of_tasks(true, groups)
+    assert 0.8 * by_task(kld, seen)[0] + 0.2 * by_task(kld, seen)[1] == pytest.approx(kld.sum())
+    np.testing.assert_allclose(by_task(ard, seen), [(0.5 + 0.3) / 2 / 0.8, 0.1 / 2 / 0.2, np.nan])
 
 
 def test_a_forgotten_task_scores_the_same_whether_one_of_two_or_of_five():
     for tasks in (2, 5):
         true, predicted = np.full(tasks, 20), np.array([0] + [100 // (tasks - 1)] * (tasks - 1))
-        assert by_task(ard_by_class(true, predicted), true, [(0,)])[0] == pytest.approx(0.5)
+        seen = of_tasks(true, [(c,) for c in range(tasks)])
+        assert by_task(ard_by_class(true, predicted), seen)[0] == pytest.approx(0.5)
 
 
 def test_a_task_that_was_not_seen_has_no_entry():
     # Task 1 (classes 0, 3) was learned, task 2 (classes 1, 2) was not.
     true, predicted = np.array([6, 0, 0, 2]), np.array([1, 3, 1, 5])
     kld, ard = kld_by_class(true, predicted), ard_by_class(true, predicted)
-    assert by_task(kld, true, GROUPS)[0] == pytest.approx(kld.sum())
-    assert np.isnan(by_task(ard, true, GROUPS)[1])
+    assert by_task(kld, of_tasks(true))[0] == pytest.approx(kld.sum())
+    assert np.isnan(by_task(ard, of_tasks(true))[1])
 
 
 def test_kld_share_of_a_task_made_too_often_is_negative():
-    terms = by_task(kld_by_class(np.full(4, 25), np.array([45, 5, 5, 45])), np.full(4, 25), GROUPS)
+    terms = by_task(kld_by_class(np.full(4, 25), np.array([45, 5, 5, 45])), of_tasks(np.full(4, 25)))
     assert terms[0] < 0 < terms[1] and terms.sum() > 0
 
 

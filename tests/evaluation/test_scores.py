@@ -9,6 +9,7 @@ from jdcl_jax.evaluation.scores import (
     check_conditional,
     check_counts,
     check_measured,
+    check_needs,
     needed_features,
     needs_likelihood,
     select,
@@ -34,6 +35,8 @@ def test_every_score_has_its_direction_and_its_features():
         "eps_mse": (True, None),
         "accuracy": (False, None),
         "accuracy_masked": (False, None),
+        "accuracy_by_class": (False, None),
+        "accuracy_masked_by_class": (False, None),
         "accuracy_raw": (False, None),
         "accuracy_ema": (False, None),
         "accuracy_validation": (False, None),
@@ -111,6 +114,14 @@ def test_scores_of_the_denoiser_are_named_in_order_and_asked_for_by_their_key():
         UserError, match=r"evaluation.scores has bpd_fixed_small; write evaluation.likelihood.images=16"
     ):
         check_measured(names, {"eps_mse", "bpd_fixed_large"})
+
+
+def test_accuracies_by_class_need_a_classifier_as_the_others_do():
+    there = dict.fromkeys(("likelihood", "classifier", "average", "validation"), True)
+    for name in ("accuracy_by_class", "accuracy_masked_by_class"):
+        check_needs([name], there)
+        with pytest.raises(UserError, match=f"evaluation.scores has {name}; write classifier.kind=joint, or leave"):
+            check_needs([name], there | {"classifier": False})
 
 
 def test_descriptions_say_which_variance_and_which_error():

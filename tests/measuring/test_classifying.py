@@ -16,6 +16,7 @@ from jdcl_jax.assembly import assemble
 from jdcl_jax.errors import UserError
 from jdcl_jax.measuring import classifying
 from jdcl_jax.measuring.classifying import ClassifierMeter, Mapper
+from jdcl_jax.methods.method import DENOISER
 from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.state import create_state
 
@@ -68,7 +69,8 @@ def weights(parts):
 
 @pytest.fixture(scope="module")
 def state(weights):
-    return create_state(weights["raw"], optax.sgd(0.1), ema=True).replace(ema=weights["averaged"])
+    """Of the run's only network."""
+    return {DENOISER: create_state(weights["raw"], optax.sgd(0.1), ema=True).replace(ema=weights["averaged"])}
 
 
 def meter_of(parts, mode: str = "pmap", devices=None, **evaluation) -> ClassifierMeter:
@@ -112,6 +114,24 @@ def test_rows_are_the_accuracies_on_each_tasks_test_images_among_all_classes_and
         np.testing.assert_array_equal(found[name].images, [np.isin(test.labels, group).sum() for group in GROUPS])
     assert found["accuracy"].union < found["accuracy_masked"].union  # so that one cannot pass for the other
     assert len(found["accuracy"].row) == 3
+
+
+@pytest.mark.parametrize("task", [1, 2])
+@pytest.mark.parametrize("masked", [False, True])
+def test_by_class_each_class_weighs_the_same(parts, weights, state, task, masked) -> None:
+    """Digits have 34 to 36 test images each."""
+    found, _ = meter_of(parts).measured(state, task)
+    name = "accuracy_masked" if masked else "accuracy"
+    test, recalls = parts.dataset.test, []
+    for classes in GROUPS[: task + 1]:
+        logits = flat(test.images) @ np.asarray(weights["averaged"]["w"], np.float64)
+        if masked:
+            logits[:, [c for c in range(10) if c not in classes]] = -np.inf
+        recalls.append(metrics.recall_score(test.labels, logits.argmax(1), labels=classes, average=None))
+    rows = [recall.mean() for recall in recalls]
+    check(found[f"{name}_by_class"], rows, np.concatenate(recalls).mean())
+    np.testing.assert_array_equal(found[f"{name}_by_class"].images, found[name].images)
+    assert np.abs(found[f"{name}_by_class"].row[: task + 1] - found[name].row[: task + 1]).max() > 1e-5
 
 
 def test_each_name_has_its_own_weights(parts, weights, state) -> None:
