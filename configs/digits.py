@@ -37,6 +37,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.views.update(crop_scale=1.0, operations=2, magnitude=5, cutout=0.25)
     config.model.update(channels=(16, 32), layers_per_block=1, attention_resolutions=(), groups=8, dropout=0.0)
     config.classifier.update(hidden=128, weight=0.05)
+    config.context.update(width=32, label_width=32, resolutions=(4,))
+    config.solver.update(network="cnn", steps=250, learning_rate=0.05)
     config.sampler.steps = 10
     config.train.update(steps=250, batch_size=64, learning_rate=2e-3, schedule="cosine", ema=0.99, log_every=50)
     config.evaluation.num_samples = 1000

@@ -24,6 +24,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.update(channels=(192, 384, 384, 384), attention_resolutions=(8,))
     config.model.update(head_channels=64, heads=0, dtype="bfloat16")
     config.classifier.hidden = 2048
+    config.context.resolutions = (8,)
     config.train.steps = 90_000
     config.evaluation.classifier.update(channels=(32, 64, 128, 256), features=256, steps=20_000)
     options = {"quota": 1040, "global_steps": 90_000, "first_steps": 120_000}

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +13,25 @@ import numpy as np
 import optax
 
 from jdcl_jax.data.datasets import Dataset, load
-from jdcl_jax.data.tasks import TaskSequence, task_groups, task_sequence
+from jdcl_jax.data.embeddings import read_label_embeddings
+from jdcl_jax.data.tasks import TaskSequence, make_sequence
 from jdcl_jax.data.views import Views
 from jdcl_jax.diffusion.sampler import Sampler
-from jdcl_jax.diffusion.schedule import make_schedule
+from jdcl_jax.diffusion.schedule import alpha_bars, make_schedule
+from jdcl_jax.diffusion.variational import make_learned_bound
 from jdcl_jax.errors import UserError
+from jdcl_jax.evaluation.evaluate import check_asked
 from jdcl_jax.evaluation.scores import check_counts
 from jdcl_jax.keys import named_key
-from jdcl_jax.methods.method import DENOISER, ClassTerm, Memory, Method, Phase, Setup
+from jdcl_jax.methods.method import DENOISER, SOLVER, ClassTerm, Memory, Method, Phase, Setup, Solver
 from jdcl_jax.methods.registry import make_method
+from jdcl_jax.models.capture import captured
+from jdcl_jax.models.conditioner import Conditioner, fixed_labels
 from jdcl_jax.models.joint import ClassHead, JointNetwork
+from jdcl_jax.models.resnet import ResNet, SmallCNN, make_classifier
 from jdcl_jax.models.unet import UNet
-from jdcl_jax.training.optimizer import learning_rate, make_optimizer
-from jdcl_jax.training.state import PyTree, TrainState, create_state
+from jdcl_jax.training.optimizer import learning_rate, make_optimizer, momentum_sgd
+from jdcl_jax.training.state import PyTree, create_state
 from jdcl_jax.validation import check_image_size, validate
 
 
@@ -53,14 +60,15 @@ class RunArrays:
 
     def initial(self) -> dict[str, PyTree]:
         """Fresh parameters from the run's seed, and the method's empty memory."""
-        params = init_params(self.parts)
-        optimizer = phase_optimizer(self.parts, self.parts.method.phases(0)[0].steps)
-        method = self.parts.method
+        params, method = init_params(self.parts), self.parts.method
         memory: Memory = method.init_memory(params)
-        state: TrainState = create_state(
-            params, optimizer, ema=self.parts.config.train.ema > 0, tracked=method.init_tracked(params)
-        )
-        return {"networks": {DENOISER: state}, "memory": memory}
+        optimizer, ema = phase_optimizer(self.parts, 1), self.parts.config.train.ema > 0
+        networks = {DENOISER: create_state(params, optimizer, ema=ema, tracked=method.init_tracked(params))}
+        solver = self.parts.setup.solver
+        if solver is not None:
+            own = solver.fresh(named_key(self.parts.config.seed, "init", SOLVER))
+            networks[SOLVER] = create_state(own, phase_optimizer(self.parts, 1, SOLVER), ema=False)
+        return {"networks": networks, "memory": memory}
 
     def shapes(self) -> dict[str, PyTree]:
         """The same tree as shapes and types, nothing computed."""
@@ -75,30 +83,40 @@ def assemble(config: ml_collections.ConfigDict) -> Parts:
     """
     validate(config)
     data = config.data
-    dataset = load(data.name, directory=data.dir, image_size=data.image_size, fit=data.fit)
+    dataset = load(data.name, directory=data.dir, image_size=data.image_size, fit=data.fit, domain=config.tasks.domain)
     image_shape = dataset.train.images.shape[1:]
     check_image_size(config, image_shape[0])
-    groups = task_groups(
-        len(dataset.class_names),
+    sequence = make_sequence(
+        dataset,
         num_tasks=config.tasks.num_tasks,
         groups=config.tasks.groups,
         order=config.tasks.order,
-        seed=config.seed,
         first_tasks=config.tasks.first,
+        validation=data.validation,
+        label_fraction=data.label_fraction,
+        seed=config.seed,
     )
-    asking = config.model.class_conditional or config.sampler.classifier_guidance > 0
-    sizes = [len(group) for group in groups] if asking else None
-    check_counts(config.evaluation.scores, config.evaluation.num_samples, len(groups), sizes)
-    _check_probes(config, sum(map(len, groups)))
-    sequence = task_sequence(
-        dataset, groups, validation=data.validation, label_fraction=data.label_fraction, seed=config.seed
-    )
-    network = make_network(config, image_shape[-1], len(dataset.class_names))
+    _check_samples(config, sequence)
+    _check_probes(config, len({c for group in sequence.groups for c in group}))
+    network = make_network(config, image_shape[-1], dataset.class_names)
     setup = make_setup(config, network, image_shape, sequence)
     options = {key: value for key, value in config.method.to_dict().items() if key != "name"}
     method = make_method(config.method.name, setup, options)
+    _check_parts(config, method)
     _check_warmup(config, method)
     return Parts(config, dataset, sequence, network, setup, method)
+
+
+def _check_parts(config: ml_collections.ConfigDict, method: Method) -> None:
+    """A solver and a learned variance need a method that trains them."""
+    name = config.method.name
+    if method.setup.solver is not None and not any(p.network == SOLVER for p in method.phases(0)):
+        raise UserError(f"classifier.kind=solver is trained in phases of its own, which {name} has not; write joint")
+    if method.setup.with_variance is not None and not method.learns_variance:
+        raise UserError(
+            f"diffusion.variance=learned would not be learned by {name}, whose losses are a teacher's answers too; "
+            "write diffusion.variance=fixed_small"
+        )
 
 
 def _check_warmup(config: ml_collections.ConfigDict, method: Method) -> None:
@@ -115,6 +133,16 @@ def _check_warmup(config: ml_collections.ConfigDict, method: Method) -> None:
                 )
 
 
+def _check_samples(config: ml_collections.ConfigDict, sequence: TaskSequence) -> None:
+    """Enough of them for every task; where classes are asked for, also of its classes."""
+    scores, number, groups = config.evaluation.scores, config.evaluation.num_samples, sequence.groups
+    asking = config.model.class_conditional or config.sampler.classifier_guidance > 0
+    sizes = [len(group) for group in groups] if asking and sequence.domains is None else None
+    check_counts(scores, number, len(groups), sizes)
+    if asking:
+        check_asked(scores, number, groups)
+
+
 def _check_probes(config: ml_collections.ConfigDict, classes: int) -> None:
     probes = [name for name in config.evaluation.scores if name.endswith("_probe")]
     most = config.evaluation.probe.images
@@ -125,11 +153,16 @@ def _check_probes(config: ml_collections.ConfigDict, classes: int) -> None:
         )
 
 
-def make_network(config: ml_collections.ConfigDict, channels: int, num_classes: int) -> JointNetwork:
-    """The denoiser and classifier of a config, for images of 1 or 3 channels and all classes of a data set."""
-    model, classifier = config.model, config.classifier
+def make_network(config: ml_collections.ConfigDict, channels: int, class_names: Sequence[str]) -> JointNetwork:
+    """The denoiser and classifier of a config, for images of 1 or 3 channels and all classes of a data set.
+
+    Raises:
+      UserError: the file of label embeddings is not one of these classes.
+    """
+    model, classifier, num_classes = config.model, config.classifier, len(class_names)
+    conditioner = _conditioner(config, class_names) if model.conditioning == "context" else None
     unet = UNet(
-        out_channels=channels,
+        out_channels=channels * (2 if config.diffusion.variance == "learned" else 1),
         channels=tuple(model.channels),
         layers_per_block=model.layers_per_block,
         attention_resolutions=tuple(model.attention_resolutions),
@@ -138,13 +171,30 @@ def make_network(config: ml_collections.ConfigDict, channels: int, num_classes: 
         groups=model.groups,
         scale_shift=model.scale_shift,
         dropout=model.dropout,
-        num_classes=num_classes if model.class_conditional else 0,
+        num_classes=num_classes if model.class_conditional and conditioner is None else 0,
         dtype=jnp.dtype(model.dtype),
+        context_resolutions=tuple(config.context.resolutions) if conditioner is not None else (),
     )
-    if classifier.kind == "none":
-        return JointNetwork(unet)
+    if classifier.kind in ("none", "solver"):
+        return JointNetwork(unet, conditioner=conditioner)
     head = ClassHead(num_classes, hidden=classifier.hidden, dropout=classifier.dropout)
-    return JointNetwork(unet, head, separate=classifier.kind == "separate")
+    return JointNetwork(unet, head, separate=classifier.kind == "separate", conditioner=conditioner)
+
+
+def _conditioner(config: ml_collections.ConfigDict, class_names: Sequence[str]) -> Conditioner:
+    context = config.context
+    given = read_label_embeddings(context.embeddings, class_names) if context.embeddings else None
+    return Conditioner(
+        len(class_names),
+        width=context.width,
+        label_width=context.label_width if given is None else given.shape[1],
+        labels_given=None if given is None else fixed_labels(given),
+        prototypes=context.prototypes != "none",
+        image_channels=context.prototypes in ("both", "channels"),
+        token=context.prototypes in ("both", "token"),
+        pooled=context.pooled,
+        dtype=jnp.dtype(config.model.dtype),
+    )
 
 
 def make_setup(
@@ -152,20 +202,16 @@ def make_setup(
 ) -> Setup:
     """What methods may know of the run."""
     diffusion, sampler, train = config.diffusion, config.sampler, config.train
-    schedule = make_schedule(
-        diffusion.schedule,
-        diffusion.timesteps,
-        beta_start=diffusion.beta_start,
-        beta_end=diffusion.beta_end,
-        zero_snr=diffusion.zero_snr,
-    )
+    schedule = make_schedule(diffusion.schedule, diffusion.timesteps, **_betas(config))
     height, width, channels = image_shape
+    learned = diffusion.variance == "learned"
+    chain = Sampler(sampler.kind, sampler.steps, sampler.eta, sampler.clip, diffusion.prediction)
     return Setup(
-        apply=network.denoise,
+        apply=functools.partial(_prediction, network.denoise, channels) if learned else network.denoise,
         schedule=schedule,
-        sampler=Sampler(sampler.kind, sampler.steps, sampler.eta, sampler.clip, diffusion.prediction),
+        sampler=dataclasses.replace(chain, variance=diffusion.variance),
         image_shape=(height, width, channels),
-        num_classes=network.unet.num_classes,
+        num_classes=network.num_classes,
         guidance=sampler.guidance,
         label_dropout=config.model.label_dropout,
         groups=sequence.groups,
@@ -181,6 +227,54 @@ def make_setup(
         classifier=_class_term(config, network, sequence, (height, width, channels)),
         classifier_guidance=sampler.classifier_guidance,
         fresh=functools.partial(network.init, image_shape=(height, width, channels)),
+        solver=_solver(config, network, sequence, (height, width, channels)),
+        with_variance=network.denoise if learned else None,
+        bound=make_learned_bound(alpha_bars(diffusion.schedule, diffusion.timesteps, **_betas(config)))
+        if learned
+        else None,
+        prototypes=network.conditioner is not None and network.conditioner.prototypes,
+        inputs=functools.partial(_inputs, network),
+    )
+
+
+def _betas(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    diffusion = config.diffusion
+    return {"beta_start": diffusion.beta_start, "beta_end": diffusion.beta_end, "zero_snr": diffusion.zero_snr}
+
+
+def _prediction(denoise: Callable[..., jax.Array], channels: int, *args: Any) -> jax.Array:
+    """The first half of what a network says that learns its variance."""
+    return denoise(*args)[..., :channels]
+
+
+def _inputs(
+    network: JointNetwork, params: PyTree, x_t: jax.Array, t: jax.Array, labels: jax.Array | None, layers: Sequence[str]
+) -> dict[str, jax.Array]:
+    alone = network.head is None and network.conditioner is None
+    roots = {UNet: "" if alone else "unet", Conditioner: "conditioner"}
+    return captured(lambda: network.denoise(params, x_t, t, labels, None), layers, roots)
+
+
+def _solver(
+    config: ml_collections.ConfigDict,
+    network: JointNetwork,
+    sequence: TaskSequence,
+    image_shape: tuple[int, int, int],
+) -> Solver | None:
+    if config.classifier.kind != "solver":
+        return None
+    chosen, sizes = config.solver, [int(n) for n in sequence.train.counts]
+    own = make_classifier(chosen.network, len(sequence.class_names), jnp.dtype(config.model.dtype))
+
+    def fresh(key: jax.Array) -> PyTree:
+        return own.init(key, jnp.zeros((1, *image_shape)))["params"]
+
+    return Solver(
+        logits=lambda params, images: jnp.asarray(own.apply({"params": params}, images)),
+        fresh=fresh,
+        steps=(chosen.steps,) * len(sizes) if chosen.steps else task_steps(config, sizes),
+        passes=solver_flops(own, image_shape) / forward_flops(network, image_shape),
+        warm_start=chosen.warm_start,
     )
 
 
@@ -230,23 +324,27 @@ def init_params(parts: Parts) -> PyTree:
 
 
 def chain_steps(phases: Sequence[Phase], place: int) -> int:
-    """Steps of a phase together with those before and after it that go on with the same optimiser."""
+    """Training steps of a phase together with those before and after it that go on with the same optimiser."""
     first, last = place, place + 1
     while phases[first].continues:
         first -= 1
     while last < len(phases) and phases[last].continues:
         last += 1
-    return sum(phase.steps for phase in phases[first:last])
+    return sum(phase.steps for phase in phases[first:last] if phase.observe is None)
 
 
-def phase_optimizer(parts: Parts, steps: int) -> optax.GradientTransformation:
+def phase_optimizer(parts: Parts, steps: int, network: str = DENOISER) -> optax.GradientTransformation:
     """The optimiser of `steps` steps, see `chain_steps`; a learning-rate schedule that is not reset spans the run."""
-    train = parts.config.train
+    train, solver = parts.config.train, parts.config.solver
     phases = [phase for task in range(parts.num_tasks) for phase in parts.method.phases(task)]
-    whole = sum(phase.steps for phase in phases if phase.observe is None)
+    whole = sum(phase.steps for phase in phases if phase.observe is None and phase.network == network)
     horizon = steps if train.reset_optimizer else whole
+    if network == SOLVER:
+        rate = learning_rate(solver.learning_rate, schedule=solver.schedule, warmup=0, steps=horizon)
+        return momentum_sgd(rate, momentum=solver.momentum, weight_decay=solver.weight_decay)
     rate = learning_rate(train.learning_rate, schedule=train.schedule, warmup=train.warmup, steps=horizon)
-    return make_optimizer(train.optimizer, rate, clip_norm=train.clip_norm, weight_decay=train.weight_decay)
+    made = make_optimizer(train.optimizer, rate, clip_norm=train.clip_norm, weight_decay=train.weight_decay)
+    return parts.method.optimizer(made)
 
 
 @functools.cache
@@ -261,6 +359,13 @@ def classifying_flops(network: JointNetwork, image_shape: tuple[int, int, int]) 
     return _flops(network, image_shape, lambda plain, p, x, t, y: plain.classify(p, x))
 
 
+def solver_flops(network: ResNet | SmallCNN, image_shape: tuple[int, int, int]) -> float:
+    """Floating-point operations of classifying one image by a network of its own."""
+    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    params = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *image_shape))))
+    return float((jax.jit(network.apply).lower(params, x).cost_analysis() or {})["flops"])
+
+
 def _flops(network: JointNetwork, image_shape: tuple[int, int, int], of: Callable[..., jax.Array]) -> float:
     """Counted on the plain form, whatever form runs.
 
@@ -270,6 +375,6 @@ def _flops(network: JointNetwork, image_shape: tuple[int, int, int], of: Callabl
     params = jax.eval_shape(lambda: plain.init(jax.random.key(0), image_shape))
     x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
-    labels = t if network.unet.num_classes else None
+    labels = t if network.num_classes else None
     lowered = jax.jit(functools.partial(of, plain)).lower(params, x, t, labels)
     return float((lowered.cost_analysis() or {})["flops"])

@@ -19,10 +19,12 @@ from jdcl_jax.methods.registry import (
     is_method_name,
     known_methods,
     known_penalties,
+    method_settings,
 )
 
 Preset = Callable[[ml_collections.ConfigDict], None]
 
+ACCURACIES = ("accuracy", "accuracy_by_class", "accuracy_masked", "accuracy_masked_by_class", "accuracy_raw")
 GENERATION_SCORES = ("fd_classifier", "kd_classifier", "precision_classifier", "recall_classifier", "kld", "ard")
 
 
@@ -43,13 +45,20 @@ def default_config() -> ml_collections.ConfigDict:
     )
     config.tasks = _section(
         num_tasks=5,
+        domain="",  # what is divided in place of classes, such as sessions: a TFDS feature, or "domains" of npz files
         groups="",  # instead of num_tasks: sizes "50+10x5" or classes "2,6|1,8|..."
         order="natural",  # natural, shuffled, shuffled:SEED, gd-42, gd-69, gd-1714, or "3,1,2,..."
         first=0,  # only the first n tasks of the sequence; 0: all
     )
     _networks(config)
     config.diffusion = _section(
-        schedule="linear", timesteps=1000, beta_start=1e-3, beta_end=0.02, zero_snr=False, prediction="eps"
+        schedule="linear",
+        timesteps=1000,
+        beta_start=1e-3,
+        beta_end=0.02,
+        zero_snr=False,
+        prediction="eps",
+        variance="fixed_small",  # of ancestral steps; fixed_large, or learned (arXiv 2102.09672)
     )
     config.sampler = _section(
         kind="ddim",
@@ -97,20 +106,38 @@ def _networks(config: ml_collections.ConfigDict) -> None:
         scale_shift=True,
         dropout=0.1,
         class_conditional=False,
+        conditioning="time",  # classes are added to the time embedding, or are the "context" of cross-attention
         label_dropout=0.1,  # of a conditional network, for classifier-free guidance [ours]
         dtype="float32",  # float32 or bfloat16; parameters and statistics stay float32
     )
+    config.context = _section(  # of a denoiser with model.conditioning=context (GPPDM, arXiv 2312.06710)
+        width=768,  # of a token [code]
+        resolutions=(4,),  # feature maps whose blocks attend to the tokens, besides the middle block's [code]
+        embeddings="",  # npz file of a vector for each class name; empty: learned
+        label_width=768,  # of the learned ones
+        prototypes="both",  # class prototypes as input "channels" [code], as a "token" too ("both"), or "none"
+        pooled=8,  # side to which a prototype is averaged before it becomes a token [ours]
+    )
     config.classifier = _section(
-        kind="joint",  # on the denoiser's pooled features, "separate" with an encoder of its own, or "none"
+        kind="joint",  # on the denoiser's pooled features, "separate" with an encoder of its own, "solver", or "none"
         hidden=1024,
         dropout=0.1,
         weight=0.001,  # alpha, of the cross-entropy beside the denoising loss
+    )
+    config.solver = _section(  # a network of its own, with classifier.kind=solver, trained in phases of its own [ours]
+        network="resnet18",  # or resnet32, cnn
+        steps=0,  # a task; 0: as many as train.steps
+        learning_rate=0.05,
+        momentum=0.9,
+        weight_decay=5e-4,
+        schedule="cosine",  # constant or cosine
+        warm_start=True,  # each task goes on from the weights that the task before left; False: from new ones
     )
 
 
 def _evaluation() -> ml_collections.ConfigDict:
     evaluation = _section(
-        scores=("accuracy", "accuracy_masked", "accuracy_raw", *GENERATION_SCORES),
+        scores=(*ACCURACIES, *GENERATION_SCORES),
         num_samples=10_000,
         batch_size=500,
         weights="ema",  # raw or ema
@@ -168,6 +195,8 @@ def with_arguments(
         raise UserError(f"--config names two methods, {' and '.join(chosen)}; write one")
     if chosen:
         set_method(config, chosen[0])
+    for key, value in method_settings(config.method.name).items():
+        _assign(config, key, value)
     config.method.update({key: value for key, value in (options or {}).items() if key in config.method})
     for word in named:
         if word in presets:

@@ -17,12 +17,13 @@ from typing import Any, TextIO
 import jax
 import ml_collections
 import numpy as np
+import optax
 
 from jdcl_jax.assembly import Parts, RunArrays, assemble, chain_steps, phase_optimizer
 from jdcl_jax.errors import UserError
 from jdcl_jax.keys import named_key
 from jdcl_jax.measuring.evaluator import Evaluator
-from jdcl_jax.methods.method import DENOISER, Learned, Phase
+from jdcl_jax.methods.method import DENOISER, SOLVER, Learned, Phase
 from jdcl_jax.reporting.grids import write_grid
 from jdcl_jax.reporting.progress import Progress
 from jdcl_jax.reporting.writer import Writer
@@ -122,9 +123,9 @@ class Experiment:
     def _phases(self) -> list[Phase]:
         return list(self.parts.method.phases(self.task))
 
-    def _horizon(self) -> int:
-        """Steps that the learning-rate schedule of the present phase spans."""
-        return chain_steps(self._phases(), self.phase)
+    def _optimizer(self, phase: Phase) -> optax.GradientTransformation:
+        """Its learning-rate schedule spans the steps of the present phase and of those that go on with it."""
+        return phase_optimizer(self.parts, chain_steps(self._phases(), self.phase), phase.network)
 
     def _network(self, phase: Phase) -> TrainState:
         return self.state["networks"][phase.network]
@@ -165,36 +166,46 @@ class Experiment:
             self._run_phase(phases[self.phase])
             self._end_phase(phases[self.phase], last=self.phase == len(phases) - 1)
             self.phase, self.entered = self.phase + 1, False
-        self.state["memory"] = self.parts.method.end_task(self.state["memory"], self._learned(), self.task)
+        method = self.parts.method
+        self.state["memory"] = method.end_task(self.state["memory"], self._learned(), self.task)
+        self._note("end", method.facts(self.state["memory"], self.task, None))
         self._evaluate()
         self.task, self.phase = self.task + 1, 0
         self.checkpoints.save_task(self.task, self.state, self._record())
 
     def _learned(self) -> Learned:
-        state = self.state["networks"][DENOISER]
-        return Learned(*to_host((state.params, state.averaged, state.tracked)))
+        networks = self.state["networks"]
+        state, solver = networks[DENOISER], networks.get(SOLVER)
+        own = None if solver is None else solver.params
+        return Learned(*to_host((state.params, state.averaged, state.tracked, own)))
 
     def _end_phase(self, phase: Phase, *, last: bool) -> None:
-        if phase.observe is None:
-            found = self.evaluator.accuracy_by_task(self._network(phase), self.task)
+        classifying = DENOISER if self.parts.setup.solver is None else SOLVER
+        if phase.observe is None and phase.network == classifying:
+            found = self.evaluator.accuracy_by_task(self.state["networks"], self.task)
             self.results.add_phase(self.task, phase.name, found)
         if last:
             return
         method = self.parts.method
         self.state["memory"] = method.end_phase(self.state["memory"], self._learned(), self.task, phase)
-        facts = method.facts(self.state["memory"], self.task, phase)
+        self._note(phase.name, method.facts(self.state["memory"], self.task, phase))
+        if phase.scored:
+            drawn = method.replay_set(self.state["memory"], self.task)
+            self.results.add_replay(self.task, self.evaluator.scorer.replay(drawn.images, drawn.labels, self.task))
+
+    def _note(self, name: str, facts: dict[str, Any]) -> None:
         for warning in facts.get("warnings", ()):
             self.progress.message(f"warning: {warning}")
-        self.results.add_facts(self.task, phase.name, facts)
+        self.results.add_facts(self.task, name, facts)
 
     def _enter_phase(self, phase: Phase) -> None:
-        optimizer = phase_optimizer(self.parts, self._horizon())
+        networks = self.state["networks"]
+        if self.phase == 0:
+            networks[DENOISER] = self.parallel.replicate(begin_task(networks[DENOISER]))
         reset = self.config.train.reset_optimizer and not phase.continues
         start = self.parts.method.start(self.state["memory"], self.task, phase)
-        state = begin_phase(self._network(phase), optimizer, reset_optimizer=reset, params=start)
-        if self.phase == 0:
-            state = begin_task(state)
-        self.state["networks"][phase.network] = self.parallel.replicate(state)
+        state = begin_phase(networks[phase.network], self._optimizer(phase), reset_optimizer=reset, params=start)
+        networks[phase.network] = self.parallel.replicate(state)
         self.entered = True
 
     def _run_phase(self, phase: Phase) -> None:
@@ -238,8 +249,9 @@ class Experiment:
 
         Again only where the length of the schedule is part of the program, in a cosine one.
         """
-        horizon = self._horizon() if phase.observe is None and self.config.train.schedule == "cosine" else 0
-        name = (phase.name, horizon)
+        schedule = (self.config.solver if phase.network == SOLVER else self.config.train).schedule
+        cosine = phase.observe is None and schedule == "cosine"
+        name = (phase.name, chain_steps(self._phases(), self.phase) if cosine else 0)
         if name in self._compiled:
             return self._compiled[name], 0.0
         self.progress.message(f"compiling {phase.name} ...")
@@ -255,7 +267,7 @@ class Experiment:
             train_step,
             gradient=phase.descent,
             streams=phase.streams,
-            optimizer=phase_optimizer(self.parts, self._horizon()),
+            optimizer=self._optimizer(phase),
             ema=self.config.train.ema,
             penalty=phase.penalty,
             track=phase.track,
@@ -264,9 +276,12 @@ class Experiment:
     # -- after a task
 
     def _evaluate(self) -> None:
-        found = self.evaluator(self.state["networks"][DENOISER], self.state["memory"], self.task, self.progress)
+        found = self.evaluator(self.state["networks"], self.state["memory"], self.task, self.progress)
         self.results.add_evaluation(found, self.evaluator.scorer.instrument)
-        write_grid(self.folder.path / "samples" / f"task_{self.task + 1:02d}.png", found.images[:GRID_IMAGES])
+        stem = f"task_{self.task + 1:02d}"
+        write_grid(self.folder.path / "samples" / f"{stem}.png", found.images[:GRID_IMAGES])
+        for name, images in self.parts.method.pictures(self.state["memory"], self.task).items():
+            write_grid(self.folder.path / name / f"{stem}.png", images)
         if found.curves is not None:
             self.folder.write_curves(self.task + 1, found.curves.arrays())
         facts = {"task": self.task + 1, "phase": "evaluate"}

@@ -101,6 +101,58 @@ def rank1_ewc(config: ml_collections.ConfigDict) -> None:
         method.rank1_ewc.strength = 15_000.0
 
 
+def gppdm(config: ml_collections.ConfigDict) -> None:
+    """GPPDM's network and training in its released code, the version before the projection (arXiv 2312.06710 [code]).
+
+    144.2 M parameters at 64x64. Its context is one token, which teaches neither queries nor keys; a second one, of the
+    prototype, learned prototypes and the projection are the default here. Not stated: averaged weights, the
+    classifier's training, how many samples are scored.
+    """
+    _generator_and_solver(config, "gppdm")
+    config.data.image_size = 64
+    config.model.update(channels=(128, 128, 256, 256, 512, 512), layers_per_block=2, attention_resolutions=())
+    config.model.update(head_channels=0, heads=8, groups=32, scale_shift=False, dropout=0.0)
+    config.model.update(class_conditional=True, conditioning="context", label_dropout=0.2)
+    config.context.update(width=768, resolutions=(4,), prototypes="channels")
+    config.diffusion.update(schedule="linear", timesteps=1000, beta_start=1e-4, beta_end=0.02, zero_snr=False)
+    config.sampler.update(kind="ddim", steps=100, eta=0.0, clip=True, guidance=3.0)
+    config.train.update(steps=15_000, epochs=0, batch_size=64, optimizer="adamw", learning_rate=1e-4)
+    config.train.update(schedule="cosine", warmup=500, clip_norm=1.0)
+    if config.method.name == "gppdm":
+        config.method.update(replay_per_class=20, replay_validation=4, replay_steps=100, projection=False)
+        config.method.update(prototype_start="confident", prototype_update="one_step")
+
+
+def ddgr(config: ml_collections.ConfigDict) -> None:
+    """DDGR's diffusion and replay (ICML 2023 [code]); the networks stay as the config has them [ours]."""
+    _generator_and_solver(config, "ddgr")
+    betas = default_config().diffusion
+    config.model.update(class_conditional=True, conditioning="time")
+    config.diffusion.update(schedule="cosine", timesteps=4000, zero_snr=False, prediction="eps", variance="learned")
+    config.diffusion.update(beta_start=betas.beta_start, beta_end=betas.beta_end)
+    config.sampler.update(kind="ddpm", steps=250, eta=0.0, clip=True, guidance=0.0)
+    if config.method.name == "ddgr":
+        config.method.update(scale=1.0, scale_schedule="constant", replay_per_class=20, replay_steps=250)
+
+
+def guide(config: ml_collections.ConfigDict, scale: float) -> None:
+    """GUIDE's guidance and classifier (arXiv 2403.03938 [code]); all else stays as the config has it [ours]."""
+    _generator_and_solver(config, "guide")
+    config.model.update(class_conditional=True, conditioning="time")
+    config.solver.network = "resnet18"
+    config.sampler.update(kind="ddim", eta=0.0, clip=True, guidance=0.0)
+    if config.method.name == "guide":
+        config.method.update(scale=scale, scale_schedule="constant", target="new", direction="toward")
+
+
+def _generator_and_solver(config: ml_collections.ConfigDict, name: str) -> None:
+    """The method of this name takes its defaults; another keeps its own, to be compared on the same diffusion."""
+    if config.method.name == name:
+        set_method(config, name)
+        config.classifier.kind = "solver"
+    config.sampler.classifier_guidance = 0.0
+
+
 def reduced(config: ml_collections.ConfigDict) -> None:
     """A reduced run for two CPU cores [ours]: the first two tasks, a small UNet, batches of 16.
 
@@ -110,6 +162,8 @@ def reduced(config: ml_collections.ConfigDict) -> None:
     config.tasks.first = 2
     config.model.update(channels=(16, 32, 64), layers_per_block=1, attention_resolutions=(), groups=8)
     config.classifier.update(hidden=256, weight=0.05)
+    config.context.update(width=64, resolutions=(8,))
+    config.solver.network = "cnn"
     config.views.update(magnitude=5, cutout=0.25)
     config.train.update(epochs=0, batch_size=16, learning_rate=1e-3, ema=0.995, log_every=50)
     scores = default_config().evaluation.scores if config.classifier.kind != "none" else GENERATION_SCORES
@@ -122,3 +176,5 @@ def reduced(config: ml_collections.ConfigDict) -> None:
         config.method.update(class_weight=5e-4, class_distillation_weight=0.1)
     if "class_delay" in config.method:
         config.method.class_delay = 0
+    if "replay_per_class" in config.method:
+        config.method.replay_steps = 15

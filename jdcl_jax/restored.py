@@ -6,7 +6,7 @@ from pathlib import Path
 from jdcl_jax.assembly import Parts, RunArrays, assemble
 from jdcl_jax.config import from_json
 from jdcl_jax.errors import UserError
-from jdcl_jax.methods.method import DENOISER
+from jdcl_jax.methods.method import DENOISER, SOLVER
 from jdcl_jax.training.checkpoint import Checkpoints
 from jdcl_jax.training.state import PyTree
 
@@ -20,12 +20,14 @@ class Restored:
       params: the weights that its evaluation uses, raw or averaged.
       raw: those that the optimizer left, around which the penalties are.
       task: after which they were saved, from 1.
+      solver: those of a classifier that is a network of its own; None without one.
     """
 
     parts: Parts
     params: PyTree
     raw: PyTree
     task: int
+    solver: PyTree = None
 
 
 def restore(workdir: Path, task: int) -> Restored:
@@ -42,6 +44,7 @@ def restore(workdir: Path, task: int) -> Restored:
         raise UserError(f"{workdir} has no finished task yet; start its run again with jdcl_jax.main")
     task = task or checkpoints.tasks()[-1]
     state, _ = checkpoints.restore_task(task, RunArrays(parts).shapes())
-    network = state["networks"][DENOISER]
+    network, solver = state["networks"][DENOISER], state["networks"].get(SOLVER)
     ema = parts.config.evaluation.weights == "ema"
-    return Restored(parts, network.averaged if ema else network.params, network.params, task)
+    own = None if solver is None else solver.params
+    return Restored(parts, network.averaged if ema else network.params, network.params, task, own)

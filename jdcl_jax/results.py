@@ -16,9 +16,10 @@ import jdcl_jax
 from jdcl_jax.assembly import Parts, classifying_flops, forward_flops, init_params
 from jdcl_jax.data.tasks import TaskSplit
 from jdcl_jax.evaluation.forgetting import summarise
+from jdcl_jax.evaluation.replay import REPLAY_SCORES, ReplayQuality
 from jdcl_jax.evaluation.scores import select
 from jdcl_jax.measuring.evaluator import Evaluated
-from jdcl_jax.methods.method import Phase
+from jdcl_jax.methods.method import DENOISER, SOLVER, Phase
 from jdcl_jax.training.parallel import Parallel
 
 FORMAT = 1
@@ -45,6 +46,7 @@ class Results:
             "cost": [],
             "instrument": {},
             "phases": [],
+            "replay": {},
         }
 
     def history(self) -> dict[str, Any]:
@@ -54,7 +56,8 @@ class Results:
     def restore(self, history: dict[str, Any]) -> None:
         """Takes up the history that a checkpoint held."""
         before = history.get("commits", [])
-        self._history = {**history, "commits": before if self._commit in before[-1:] else [*before, self._commit]}
+        commits = before if self._commit in before[-1:] else [*before, self._commit]
+        self._history = {"replay": {}, **history, "commits": commits}
 
     def add_phase(self, task: int, name: str, accuracy: np.ndarray | None) -> None:
         """Adds the accuracy on each task after a phase, [T]; None: the network does not classify."""
@@ -66,6 +69,14 @@ class Results:
         """Adds what a method has to say of a phase."""
         if facts:
             self._history["phases"].append({"task": task + 1, "phase": name, **facts})
+
+    def add_replay(self, task: int, quality: ReplayQuality) -> None:
+        """Adds the scores of what is replayed in a task (from 0), as those of the generator of the task before."""
+        self._history["replay"][str(task - 1)] = {
+            "rows": {name: [_number(v) for v in row] for name, row in quality.rows.items()},
+            "union": {name: _number(value) for name, value in quality.union.items()},
+            "images": [int(n) for n in quality.images],
+        }
 
     def add_training(self, task: int, phase: Phase, steps: int, images: int, seconds: float, compiling: float) -> None:
         """Adds `steps` steps of `images` images to a phase's costs; `compiling` is a part of `seconds`."""
@@ -154,6 +165,7 @@ class Results:
                 "train": count(sequence.train, task),
                 "validation": count(sequence.validation, task),
                 "test": count(sequence.test, task),
+                **({"domains": list(sequence.domains[task])} if sequence.domains else {}),
             }
             for task, group in enumerate(sequence.groups)
         ]
@@ -173,6 +185,29 @@ class Results:
                 "num_real": evaluations[-1]["num_real"][name] if evaluations else {},
                 "summary": summarise(matrix, union, score.lower_is_better) if len(evaluations) == tasks else {},
             }
+        return {**out, **self._replay_scores()}
+
+    def _replay_scores(self) -> dict[str, Any]:
+        """Those of the replay sets that a method drew; the last task's generator has drawn none."""
+        drawn, tasks = self._history["replay"], self._parts.num_tasks
+        if not drawn:
+            return {}
+        out: dict[str, Any] = {}
+        for name, (words, lower) in REPLAY_SCORES.items():
+            matrix, union = np.full((tasks, tasks), np.nan), [None] * tasks
+            for task, found in drawn.items():
+                matrix[int(task)] = [np.nan if value is None else value for value in found["rows"][name]]
+                union[int(task)] = found["union"][name]
+            images = drawn[max(drawn, key=int)]["images"]
+            out[name] = {
+                "lower_is_better": lower,
+                "description": words,
+                "matrix": matrix,
+                "union": union,
+                "num_generated": {"per_task": images, "union": sum(images)},
+                "num_real": {},
+                "summary": summarise(matrix, union, lower) if len(drawn) == tasks - 1 else {},
+            }
         return out
 
     def _matrix(self, rows: list[list[float]]) -> np.ndarray:
@@ -183,12 +218,18 @@ class Results:
 
     def _classifying_flops(self) -> float | None:
         parts = self._parts
+        if parts.setup.solver is not None:
+            return parts.setup.solver.passes * self._flops
         return classifying_flops(parts.network, parts.setup.image_shape) if parts.setup.classifier else None
 
     def _parameters(self) -> dict[str, int]:
-        """All, and those of the classifier alone: its head, and its encoder where it has one of its own."""
+        """All, and those of the classifier alone: a solver, or a head and, where it has its own, an encoder."""
+        setup = self._parts.setup
         shapes = jax.eval_shape(lambda: init_params(self._parts))
-        own = {k: v for k, v in shapes.items() if k != "unet"} if self._parts.setup.classifier else {}
+        own = {k: v for k, v in shapes.items() if k in ("head", "encoder")} if setup.classifier else {}
+        if setup.solver is not None:
+            own = jax.eval_shape(setup.solver.fresh, jax.random.key(0))
+            shapes = {DENOISER: shapes, SOLVER: own}
         return {
             "parameters": int(parameter_overview.count_parameters(shapes)),
             "classifier_parameters": int(parameter_overview.count_parameters(own)) if own else 0,

@@ -7,23 +7,32 @@ import ml_collections
 
 from jdcl_jax.config import default_config, flatten
 from jdcl_jax.diffusion.process import PREDICTIONS
-from jdcl_jax.diffusion.sampler import SAMPLERS
+from jdcl_jax.diffusion.sampler import SAMPLERS, STEP_VARIANCES
 from jdcl_jax.diffusion.schedule import SCHEDULES
 from jdcl_jax.errors import UserError
 from jdcl_jax.evaluation.scores import SCORES, check_conditional, check_needs, select
 from jdcl_jax.methods.registry import default_options
 from jdcl_jax.models.joint import KINDS
+from jdcl_jax.models.resnet import CLASSIFIERS
 from jdcl_jax.training.optimizer import LEARNING_RATE_SCHEDULES, OPTIMIZERS
 from jdcl_jax.training.parallel import MODES
 
 DTYPES = ("float32", "bfloat16")
+CONDITIONINGS = ("time", "context")
+PROTOTYPE_USES = ("both", "channels", "token", "none")
+CLASSIFIER_KINDS = (*KINDS, "solver")
 
 _CHOICES = {
     "data.fit": ("resize", "pad"),
     "model.dtype": DTYPES,
-    "classifier.kind": KINDS,
+    "classifier.kind": CLASSIFIER_KINDS,
     "diffusion.schedule": SCHEDULES,
     "diffusion.prediction": PREDICTIONS,
+    "diffusion.variance": STEP_VARIANCES,
+    "model.conditioning": CONDITIONINGS,
+    "context.prototypes": PROTOTYPE_USES,
+    "solver.network": CLASSIFIERS,
+    "solver.schedule": LEARNING_RATE_SCHEDULES,
     "sampler.kind": SAMPLERS,
     "train.optimizer": OPTIMIZERS,
     "train.schedule": LEARNING_RATE_SCHEDULES,
@@ -47,6 +56,13 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "classifier.weight": (0.0, None),
     "sampler.classifier_guidance": (0.0, None),
     "evaluation.probe.images": (2, None),
+    "context.width": (1, None),
+    "context.label_width": (1, None),
+    "context.pooled": (1, None),
+    "solver.steps": (0, None),
+    "solver.learning_rate": (1e-12, None),
+    "solver.momentum": (0.0, 0.9999),
+    "solver.weight_decay": (0.0, None),
     "tasks.num_tasks": (0, None),
     "tasks.first": (0, None),
     "model.layers_per_block": (1, None),
@@ -97,6 +113,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _validate_method(config)
     _validate_diffusion(config)
     _validate_model(config)
+    _validate_context(config)
     _validate_training(config)
     _validate_evaluation(config)
 
@@ -141,6 +158,16 @@ def _validate_diffusion(config: ml_collections.ConfigDict) -> None:
         )
     if config.sampler.guidance > 0 and config.model.label_dropout == 0:
         raise UserError("sampler.guidance needs a network that also knows no class; write model.label_dropout=0.1")
+    if config.diffusion.variance != "fixed_small" and config.sampler.kind != "ddpm":
+        raise UserError(
+            f"diffusion.variance={config.diffusion.variance} is of ancestral steps and has no effect with "
+            "sampler.kind=ddim; write sampler.kind=ddpm, or diffusion.variance=fixed_small"
+        )
+    if config.diffusion.variance == "learned" and config.diffusion.zero_snr and config.diffusion.prediction == "eps":
+        raise UserError(
+            "diffusion.variance=learned reads the x_0 predicted at every t, and eps-prediction has none at zero SNR; "
+            "write diffusion.prediction=v or diffusion.zero_snr=False"
+        )
     if config.diffusion.zero_snr and config.diffusion.prediction == "eps" and not config.sampler.clip:
         raise UserError(
             "sampler.clip=False with eps-prediction and zero-SNR divides by almost 0; write sampler.clip=True, "
@@ -172,6 +199,24 @@ def _validate_model(config: ml_collections.ConfigDict) -> None:
         check_image_size(config, config.data.image_size)
 
 
+def _validate_context(config: ml_collections.ConfigDict) -> None:
+    if config.model.conditioning == "time":
+        return
+    context, defaults = config.context, default_config().context
+    if not config.model.class_conditional:
+        raise UserError("model.conditioning=context is of a conditional denoiser; write model.class_conditional=True")
+    if not context.resolutions:
+        raise UserError(
+            "context.resolutions is empty, and no block would attend to the context; write some, such as (4,)"
+        )
+    if context.embeddings and context.label_width != defaults.label_width:
+        raise UserError("context.label_width has no effect beside context.embeddings; leave it out")
+    if config.data.image_size and config.data.image_size > context.pooled and config.data.image_size % context.pooled:
+        raise UserError(
+            f"context.pooled={context.pooled} does not divide data.image_size={config.data.image_size}; write a divisor"
+        )
+
+
 def _check_widths(config: ml_collections.ConfigDict, key: str) -> None:
     widths = _get(config, key)
     if not widths or any(type(width) is not int or width < 1 for width in widths):
@@ -194,7 +239,8 @@ def _check_heads(config: ml_collections.ConfigDict, size: int) -> None:
 
 def _attending_widths(config: ml_collections.ConfigDict, size: int) -> list[int]:
     model = config.model
-    inner = [w for level, w in enumerate(model.channels) if size >> level in model.attention_resolutions]
+    maps = {*model.attention_resolutions, *(config.context.resolutions if model.conditioning == "context" else ())}
+    inner = [w for level, w in enumerate(model.channels) if size >> level in maps]
     return [*inner, model.channels[-1]]
 
 
@@ -217,6 +263,9 @@ def check_image_size(config: ml_collections.ConfigDict, size: int) -> None:
             raise UserError(
                 f"model.attention_resolutions has {wanted}, but the feature maps are {sizes}; write some of these or ()"
             )
+    for wanted in config.context.resolutions if config.model.conditioning == "context" else ():
+        if wanted not in sizes:
+            raise UserError(f"context.resolutions has {wanted}, but the feature maps are {sizes}; write some of these")
     _check_heads(config, size)
 
 
@@ -255,7 +304,7 @@ def _validate_evaluation(config: ml_collections.ConfigDict) -> None:
     there = {
         "likelihood": evaluation.likelihood.images > 0,
         "classifier": classifies,
-        "average": classifies and config.train.ema > 0,
+        "average": classifies and config.classifier.kind != "solver" and config.train.ema > 0,
         "validation": classifies and config.data.validation > 0,
     }
     check_needs(scores, there)

@@ -1,6 +1,7 @@
 """Whole runs that take seconds: their words, and two layers in the UNet's place."""
 
 import json
+import math
 from pathlib import Path
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import numpy as np
 
 from jdcl_jax import assembly
 from jdcl_jax.data.batches import to_float
+from jdcl_jax.models.transformer import TokenAttention
 from jdcl_jax.models.unet import UNet
 from jdcl_jax.training import parallel
 
@@ -22,16 +24,21 @@ JDCL = (  # as TINY_JDCL, but long enough for the classifier to name several cla
 
 
 class Line(UNet):
-    """Two linear layers with one feature map, in the UNet's place."""
+    """Two linear layers with one feature map in the UNet's place, told of classes as it is."""
 
     @nn.compact
-    def _layers(self, x, t, labels, keys, edit):
+    def _layers(self, x, t, given, keys, edit):
         h = nn.Dense(16, name="conv_in")(x.reshape(len(x), -1))
         h = nn.leaky_relu(h + nn.Dense(16, name="time")(t[:, None] / 1000.0))
+        if given.labels is not None:
+            h = h + nn.Embed(self.num_classes + 1, 16, name="classes")(given.labels)
+        if given.context is not None:
+            h = h + TokenAttention(2, jnp.float32, name="cross")(h[:, None, :], given.context)[:, 0]
         features = (h[:, None, None, :],)
         if edit is None:
             return features
-        return (nn.Dense(x[0].size, name="conv_out")(edit(features)[0][:, 0, 0]).reshape(x.shape),)
+        shape = (*x.shape[:3], self.out_channels)
+        return (nn.Dense(math.prod(shape[1:]), name="conv_out")(edit(features)[0][:, 0, 0]).reshape(shape),)
 
 
 def quick(patch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from jdcl_jax.assembly import make_network
 from jdcl_jax.config import flatten, set_key
-from jdcl_jax.data.tasks import task_groups
+from jdcl_jax.data.groups import domain_groups, task_groups
 from jdcl_jax.errors import UserError
 from jdcl_jax.reporting.comparable import protocol_differences
 from jdcl_jax.reporting.published import find
@@ -104,7 +104,7 @@ Made = Callable[[str, str], Any]
 @pytest.fixture(scope="session")
 def made(config_file: Callable[[str], Any]) -> Made:
     """`made("cifar10", "gd,small")` is that file's config."""
-    modules = {name: config_file(name) for name in FILES}
+    modules = {name: config_file(name) for name in (*FILES, "cifar100", "core50")}
     return lambda file, arg: modules[file].get_config(arg)
 
 
@@ -116,7 +116,7 @@ def among(config: Any, facts: dict[str, Any]) -> dict[str, Any]:
 
 def parameters(config: Any, file: str) -> int:
     size, colours = config.data.image_size, COLOURS[file]
-    network = make_network(config, colours, 10)
+    network = make_network(config, colours, tuple(map(str, range(10))))
     tree = jax.eval_shape(lambda: network.init(jax.random.key(0), (size, size, colours)))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
@@ -234,3 +234,36 @@ def test_every_method_takes_every_preset(made: Made, file: str, method: str, pre
 def test_keys_win_over_presets(made: Made) -> None:
     config = made("cifar10", "gd,train.steps=50,gd_paper,small,seed=3,method.teacher_steps=4")
     assert (config.train.steps, config.seed, config.method.teacher_steps) == (50, 3, 4)
+
+
+# -- CIFAR-100 in GPPDM's streams, and CORe50
+
+
+@pytest.mark.parametrize(("preset", "sizes"), [("half", [50] + [10] * 5), ("half_ten", [50] + [5] * 10)])
+def test_half_of_cifar100_comes_first_and_then_five_tasks_of_ten_or_ten_of_five(
+    made: Made, preset: str, sizes: list[int]
+) -> None:
+    config = made("cifar100", f"gd,{preset}")
+    validate(config)
+    tasks = config.tasks
+    groups = task_groups(100, num_tasks=tasks.num_tasks, groups=tasks.groups, order=tasks.order)
+    assert [len(group) for group in groups] == sizes
+    assert [c for group in groups for c in group] == list(range(100))
+    changed = {k for k, v in flatten(config).items() if flatten(made("cifar100", "gd"))[k] != v}
+    assert changed == {"tasks.num_tasks", "tasks.groups"}
+
+
+def test_core50_is_eight_training_sessions_one_a_task(made: Made) -> None:
+    config = made("core50", "")
+    validate(config)
+    tasks, sessions = config.tasks, [1, 2, 4, 5, 6, 8, 9, 11]
+    assert (config.data.name, tasks.domain, config.method.name) == ("core50", "session", "gd")
+    groups = domain_groups(sessions, num_tasks=tasks.num_tasks, groups=tasks.groups, order=tasks.order)
+    assert groups == tuple((session,) for session in sessions)
+
+
+def test_core50_has_the_network_of_cifar100_and_fits_64_pixels_too(made: Made) -> None:
+    own, cifar = flatten(made("core50", "gd")), flatten(made("cifar100", "gd"))
+    changed = {key for key in own if own[key] != cifar[key]}
+    assert changed == {"data.name", "tasks.domain", "tasks.num_tasks", "tasks.groups", "train.steps"}
+    validate(made("core50", "er,data.image_size=64"))

@@ -148,7 +148,7 @@ def test_the_scale_is_that_of_the_command_and_else_the_runs_own(
     asked = {}
 
     class Nothing:
-        def __init__(self, setup, parallel, batch_size):
+        def __init__(self, setup, parallel, batch_size, draw=None):
             asked.update(setup=setup)
 
         def __call__(self, params, key, num, labels, on_progress):

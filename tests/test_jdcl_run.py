@@ -3,11 +3,7 @@
 All but one have two layers in the UNet's place, and nothing is optimised while compiling, so that a run takes seconds.
 """
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ import optax
 import pytest
 from sklearn import metrics
 
+from interrupted import end_of_task, killed_at, leaves, position, saved, zeros
 from jdcl_jax import assembly
 from jdcl_jax import sample as sample_command
 from jdcl_jax.assembly import RunArrays, assemble, classifying_flops, forward_flops
@@ -33,20 +30,11 @@ from jdcl_jax.training.checkpoint import Checkpoints
 from jdcl_jax.training.parallel import Parallel
 from small_runs import JDCL, Line, lines, said, stages_of
 
-REPOSITORY = Path(__file__).parents[1]
-
 SCRATCH = (*JDCL, "method.local_start=scratch")
 TWO = "tasks.first=2"
 GROUPS, QUOTA = [[0, 1], [2, 3], [4, 5]], 20
 
 pytestmark = pytest.mark.usefixtures("small")
-
-
-def saved(workdir: Path, config, task: int) -> Any:
-    """The tree of a task's checkpoint, tasks from 1."""
-    return Checkpoints(workdir / "checkpoints", read_only=True).restore_task(
-        task, RunArrays(assemble(config)).shapes()
-    )[0]
 
 
 def newest(workdir: Path, config) -> Any:
@@ -241,28 +229,6 @@ def test_sampling_draws_from_the_model_that_was_evaluated_and_not_from_where_a_l
 KILLED_AT = {"local": 8, "draw": 8, "global": 12}  # of 16, 20 and 24 steps; the old model's samples are drawn by 10
 STAGES = list(KILLED_AT)
 
-# The command line, with the small network; it ends with SIGKILL when that checkpoint of a stage is saved.
-KILLED_IN = f"""
-import os, runpy, signal, sys
-from jdcl_jax.training.checkpoint import Checkpoints
-
-sys.path.insert(0, {str(REPOSITORY / "tests")!r})
-import small_runs
-
-small_runs.quick(setattr)
-save, where = Checkpoints.save, (1, int(sys.argv.pop(1)), int(sys.argv.pop(1)))
-
-def killed(self, step, state, record):
-    save(self, step, state, record)
-    position = record["position"]
-    if (position["task"], position["phase"], position["step"]) == where:
-        self.wait()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Checkpoints.save = killed
-runpy.run_module("jdcl_jax.main", run_name="__main__", alter_sys=True)
-"""
-
 
 class Killed:
     """A run killed in each stage of task 2, every time in a process of its own, and then ended in this one.
@@ -272,14 +238,8 @@ class Killed:
 
     def __init__(self, tiny_words, config, folder: Path):
         self.workdir, self.at, self.logs = folder / "run", {}, {}
-        words = f"--config={REPOSITORY / 'configs' / 'digits.py'}:{tiny_words(*SCRATCH)}"
-        environment = {**os.environ, "GLIBC_TUNABLES": "", "PYTHONPATH": str(REPOSITORY)}
-        for stage in STAGES:
-            where = [str(STAGES.index(stage)), str(KILLED_AT[stage])]
-            command = [sys.executable, "-c", KILLED_IN, *where, words, f"--workdir={self.workdir}"]
-            ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-            assert ended.returncode == -signal.SIGKILL, ended.stderr
-            self.logs[stage] = ended.stderr
+        for number, stage in enumerate(STAGES):
+            self.logs[stage] = killed_at(tiny_words(*SCRATCH), self.workdir, number, KILLED_AT[stage])
             self.at[stage] = folder / stage
             shutil.copytree(self.workdir, self.at[stage])
         self.results = run(config, self.workdir, command="tests")
@@ -290,25 +250,13 @@ def killed(tiny_words, undisturbed, tmp_path_factory) -> Killed:
     return Killed(tiny_words, undisturbed.config, tmp_path_factory.mktemp("killed"))
 
 
-def leaves(workdir: Path, config, tasks=(1, 2, 3)) -> dict[str, bytes]:
-    """Every leaf of every task's checkpoint: parameters, average, optimiser, both teachers, replay set."""
-    return {
-        f"task {task} {jax.tree_util.keystr(path)}": np.asarray(leaf).tobytes()
-        for task in tasks
-        for path, leaf in jax.tree_util.tree_leaves_with_path(saved(workdir, config, task))
-    }
-
-
 def test_every_process_went_on_in_the_middle_of_the_stage_where_the_one_before_was_killed(killed, undisturbed) -> None:
     assert "resuming" not in killed.logs["local"]
     assert "resuming at task 2" in killed.logs["draw"]
     assert "resuming at task 2" in killed.logs["global"]
     for number, stage in enumerate(STAGES):
-        checkpoints = Checkpoints(killed.at[stage] / "checkpoints", read_only=True)
-        newest = max(checkpoints._latest.all_steps())
-        position = checkpoints._record(checkpoints._latest, newest)["position"]
-        assert (position["task"], position["phase"], position["step"]) == (1, number, KILLED_AT[stage])
-        assert checkpoints.tasks() == [1]
+        assert position(killed.at[stage]) == (1, number, KILLED_AT[stage])
+        assert Checkpoints(killed.at[stage] / "checkpoints", read_only=True).tasks() == [1]
 
 
 def test_a_local_stage_begins_from_scratch_and_a_global_one_from_the_model_of_all_tasks(killed, undisturbed) -> None:
@@ -354,16 +302,8 @@ def test_everything_that_was_measured_is_equal(killed, undisturbed) -> None:
         assert (killed.workdir / "samples" / picture.name).read_bytes() == picture.read_bytes()
 
 
-class StoppedError(Exception):
-    pass
-
-
 def with_network(state, **changes):
     return {**state, "networks": {DENOISER: state["networks"][DENOISER].replace(**changes)}}
-
-
-def zeros(tree):
-    return jax.tree.map(np.zeros_like, tree)
 
 
 FORGET = {
@@ -391,26 +331,12 @@ FORGET = {
     ],
 )
 def test_the_end_of_task_2_differs_exactly_where_a_part_of_the_state_is_lost(
-    stage, lost, same, killed, undisturbed, tmp_path, monkeypatch
+    stage, lost, same, killed, undisturbed, tmp_path
 ) -> None:
     shutil.copytree(killed.at[stage], tmp_path / "run")
-    restore_newest, save_task = Checkpoints.restore_newest, Checkpoints.save_task
-
-    def lossy(self, target, order):
-        state, record = restore_newest(self, target, order)
-        assert record["position"]["phase"] == STAGES.index(stage)
-        return FORGET[lost](state), record
-
-    def last(self, task, state, record):
-        save_task(self, task, state, record)
-        self.wait()
-        raise StoppedError
-
-    monkeypatch.setattr(Checkpoints, "restore_newest", lossy)
-    monkeypatch.setattr(Checkpoints, "save_task", last)
-    with pytest.raises(StoppedError):
-        run(undisturbed.config, tmp_path / "run")
-    ends = [leaves(folder, undisturbed.config, [2]) for folder in (tmp_path / "run", undisturbed.workdir)]
+    assert position(tmp_path / "run")[1] == STAGES.index(stage)
+    end_of_task(tmp_path / "run", undisturbed.config, FORGET[lost])
+    ends = [leaves(folder, undisturbed.config, (2,)) for folder in (tmp_path / "run", undisturbed.workdir)]
     params = [name for name in ends[0] if ".params" in name]
     assert params
     assert all(ends[0][name] == ends[1][name] for name in params) is same

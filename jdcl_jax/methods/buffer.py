@@ -22,7 +22,13 @@ def empty_buffer(capacity: int) -> Memory:
 
 
 def fill(
-    buffer: Memory, rows: np.ndarray, labels: np.ndarray, *, policy: str, generator: np.random.Generator
+    buffer: Memory,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    tasks: np.ndarray | None = None,
+    *,
+    policy: str,
+    generator: np.random.Generator,
 ) -> Memory:
     """Offers a task's rows to the buffer.
 
@@ -30,9 +36,9 @@ def fill(
       buffer: the buffer before.
       rows: int32 [n], training rows of the task.
       labels: int32 [N], labels of all training rows.
+      tasks: int [N], their tasks; None: no class comes in several.
       policy: "reservoir": every row ever offered is kept with the same probability; "class_balanced": every class
-        seen has the same
-        share, up to one.
+        seen has the same share, up to one, and within a class every task that it came in [ours].
       generator: this task's own.
 
     Raises:
@@ -44,7 +50,7 @@ def fill(
     if policy == "reservoir":
         chosen = _reservoir(kept, order, int(buffer["offered"]), capacity, generator)
     elif policy == "class_balanced":
-        chosen = _class_balanced(kept, order, labels, capacity)
+        chosen = _class_balanced(kept, order, labels, np.zeros_like(labels) if tasks is None else tasks, capacity)
     else:
         raise UserError(f"method.buffer_policy is '{policy}'; write one of: {', '.join(POLICIES)}")
     new = np.zeros(capacity, np.int32)
@@ -65,15 +71,22 @@ def _reservoir(
     return chosen
 
 
-def _class_balanced(kept: np.ndarray, rows: np.ndarray, labels: np.ndarray, capacity: int) -> list[int]:
-    """An equal share per class; the first classes get one more where the shares do not come out even."""
-    everything = np.concatenate([kept, rows])
-    classes = list(dict.fromkeys(labels[everything].tolist()))
-    share, extra = divmod(capacity, len(classes))
+def _class_balanced(
+    kept: np.ndarray, rows: np.ndarray, labels: np.ndarray, tasks: np.ndarray, capacity: int
+) -> list[int]:
+    """An equal share per class, of it one per task; the first get one more where the shares do not come out even."""
     chosen: list[int] = []
-    for number, label in enumerate(classes):
-        chosen.extend(everything[labels[everything] == label][: share + (number < extra)])
+    for of_class, share in _shares(np.concatenate([kept, rows]), labels, capacity):
+        for of_task, own_share in _shares(of_class, tasks, share):
+            chosen.extend(of_task[:own_share])
     return chosen
+
+
+def _shares(rows: np.ndarray, names: np.ndarray, capacity: int) -> list[tuple[np.ndarray, int]]:
+    """Rows by their names (int [N], of all rows), in the order in which those first come, each with its share."""
+    known = list(dict.fromkeys(names[rows].tolist()))
+    share, extra = divmod(capacity, len(known))
+    return [(rows[names[rows] == name], share + (number < extra)) for number, name in enumerate(known)]
 
 
 def task_generator(key: jax.Array) -> np.random.Generator:

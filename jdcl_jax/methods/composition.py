@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jdcl_jax.errors import UserError
-from jdcl_jax.methods.method import Learned, Memory, Method, Phase
+from jdcl_jax.methods.method import Learned, Memory, Method, Phase, ReplaySet
 from jdcl_jax.methods.penalty import Penalty
 from jdcl_jax.training.state import Context, PyTree
 from jdcl_jax.training.step import Tracked
@@ -55,7 +56,8 @@ class Penalised(Method):
 
     def _value(self, params: PyTree, context: Context) -> jax.Array:
         kept = context.method[MEMORY]
-        values = [p.options["strength"] * p.value(params, kept[p.name]) for p in self.penalties]
+        terms = [p for p in self.penalties if "strength" in p.options]
+        values = [p.options["strength"] * p.value(params, kept[p.name]) for p in terms]
         return sum(values, start=jnp.zeros(()))
 
     def _track(self, tracked: Tracked, gradient: PyTree, update: PyTree) -> Tracked:
@@ -84,8 +86,25 @@ class Penalised(Method):
     def end_phase(self, memory: Memory, learned: Learned, task: int, phase: Phase) -> Memory:
         return self.base.end_phase(memory, learned, task, phase)
 
-    def facts(self, memory: Memory, task: int, phase: Phase) -> dict[str, Any]:
-        return self.base.facts(memory, task, phase)
+    def facts(self, memory: Memory, task: int, phase: Phase | None) -> dict[str, Any]:
+        found = self.base.facts(memory, task, phase)
+        for penalty in self.penalties if phase is None else ():
+            own = penalty.facts(memory[MEMORY][penalty.name], task)
+            warnings = [*found.get("warnings", ()), *own.get("warnings", ())]
+            found = {**found, **own, **({"warnings": warnings} if warnings else {})}
+        return found
+
+    def replay_set(self, memory: Memory, task: int) -> ReplaySet:
+        return self.base.replay_set(memory, task)
+
+    def pictures(self, memory: Memory, task: int) -> dict[str, np.ndarray]:
+        return self.base.pictures(memory, task)
+
+    def optimizer(self, base: optax.GradientTransformation) -> optax.GradientTransformation:
+        made = self.base.optimizer(base)
+        for penalty in self.penalties:
+            made = penalty.optimizer(made)
+        return made
 
     def end_task(self, memory: Memory, learned: Learned, task: int) -> Memory:
         kept = memory[MEMORY]

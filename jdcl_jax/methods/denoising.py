@@ -1,5 +1,6 @@
 """The losses that all methods share, of denoising and of classifying, and the pieces they are made of."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,10 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from jdcl_jax.data.batches import Examples
+from jdcl_jax.diffusion.guidance import Term, with_terms
 from jdcl_jax.diffusion.process import prediction_target, q_sample, squared_error
 from jdcl_jax.diffusion.sampler import Predict, Sampler, guided, sample
+from jdcl_jax.diffusion.variational import hybrid_loss
 from jdcl_jax.keys import example_normal, subkeys
-from jdcl_jax.methods.method import Phase, Setup
+from jdcl_jax.methods.method import Apply, Phase, Setup
 from jdcl_jax.methods.timesteps import TimestepLaw, draw_timesteps
 from jdcl_jax.training.state import Context, PyTree
 from jdcl_jax.training.streams import Stream
@@ -81,10 +84,34 @@ def match_both(
 def denoising_losses(
     setup: Setup, params: PyTree, batches: Sequence[Examples], laws: Sequence[TimestepLaw | None] | None = None
 ) -> list[jax.Array]:
-    """The simple loss of DDPM, one [] for each batch; `laws` of their timesteps where they are not uniform."""
+    """The simple loss of DDPM, one [] for each batch; `laws` of their timesteps where they are not uniform.
+
+    Of a network that learns its variance, the hybrid loss of improved DDPM (arXiv 2102.09672).
+    """
     laws = laws or [None] * len(batches)
     noised = [noise_examples(setup, examples, law) for examples, law in zip(batches, laws, strict=True)]
+    if setup.with_variance is not None:
+        return _hybrid_losses(setup, params, batches, noised)
     return match(setup, params, [(n, n.target, e.key) for n, e in zip(noised, batches, strict=True)])
+
+
+def _hybrid_losses(
+    setup: Setup, params: PyTree, batches: Sequence[Examples], noised: Sequence[Noised]
+) -> list[jax.Array]:
+    assert setup.with_variance is not None
+    assert setup.bound is not None
+    labels = _together([n.labels for n in noised if n.labels is not None]) if noised[0].labels is not None else None
+    dropout = subkeys(_together([examples.key for examples in batches]), "dropout")
+    x_t, t = _together([n.x_t for n in noised]), _together([n.t for n in noised])
+    output = setup.with_variance(params, x_t, t, labels, dropout)
+    losses, first = [], 0
+    for examples, n in zip(batches, noised, strict=True):
+        last = first + len(n.t)
+        said = output[first:last]
+        each = hybrid_loss(setup.bound, setup.sampler.prediction, said, n.target, examples.image, n.x_t, n.t)
+        losses.append(jnp.mean(each))
+        first = last
+    return losses
 
 
 def strong_views(setup: Setup, examples: Examples) -> jax.Array:
@@ -140,10 +167,11 @@ def bind(setup: Setup, params: PyTree, labels: jax.Array | None) -> Predict:
 
     Labels are what a conditional denoiser is asked for, or what an unconditional one's classifier is to guide it to.
     """
+    learned = setup.sampler.variance == "learned"
+    apply = setup.with_variance if learned else setup.apply
+    assert apply is not None
 
-    def conditional(x_t: jax.Array, t: jax.Array) -> jax.Array:
-        return setup.apply(params, x_t, t, labels, None)
-
+    conditional = functools.partial(_asked, apply, params, labels)
     if labels is None:
         return conditional
     if setup.num_classes == 0:
@@ -151,14 +179,29 @@ def bind(setup: Setup, params: PyTree, labels: jax.Array | None) -> Predict:
         assert towards is not None, "labels need a conditional denoiser, or a classifier that guides"
         return lambda x_t, t: towards(params, x_t, t, labels, setup.classifier_guidance)
     nothing = jnp.full_like(labels, setup.num_classes)
-    return guided(conditional, lambda x_t, t: setup.apply(params, x_t, t, nothing, None), setup.guidance)
+    unconditional = functools.partial(_asked, apply, params, nothing)
+    return guided(conditional, unconditional, setup.guidance, setup.sampler.variance)
+
+
+def _asked(apply: Apply, params: PyTree, labels: jax.Array | None, x_t: jax.Array, t: jax.Array) -> jax.Array:
+    return apply(params, x_t, t, labels, None)
 
 
 def generate(
-    setup: Setup, params: PyTree, labels: jax.Array | None, keys: jax.Array, sampler: Sampler | None = None
+    setup: Setup,
+    params: PyTree,
+    labels: jax.Array | None,
+    keys: jax.Array,
+    sampler: Sampler | None = None,
+    terms: Sequence[Term] = (),
 ) -> jax.Array:
-    """One image per key: float32 [B, H, W, C]; `labels` int32 [B] exactly if the denoiser is asked for classes."""
-    images, _ = sample(bind(setup, params, labels), setup.schedule, sampler or setup.sampler, keys, setup.image_shape)
+    """One image per key: float32 [B, H, W, C]; `labels` int32 [B] exactly if the denoiser is asked for classes.
+
+    `terms` guide it further.
+    """
+    sampler = sampler or setup.sampler
+    predict = with_terms(bind(setup, params, labels), setup.schedule, sampler, terms)
+    images, _ = sample(predict, setup.schedule, sampler, keys, setup.image_shape)
     return images
 
 

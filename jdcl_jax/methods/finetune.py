@@ -11,6 +11,8 @@ DEFAULTS: dict[str, object] = {}
 class Finetune(Method):
     """Plain training on the current task's data, from the parameters that the task before left."""
 
+    learns_variance = True
+
     def phases(self, task: int) -> Sequence[Phase]:
         return [plain_phase(self.setup, self.current_stream(), self.setup.steps[task])]
 

@@ -67,6 +67,11 @@ class JDCL(Method):
             )
         if setup.num_classes:
             raise UserError("jdcl's denoiser is unconditional; write model.class_conditional=False")
+        if setup.classes_return:
+            raise UserError(
+                "jdcl replays old classes from the old model and new ones from the local model, and here classes come "
+                "again in later tasks; write tasks.domain= (empty), or another method, such as gd or er"
+            )
         if setup.classifier.label_fraction == 0:
             raise UserError("jdcl labels its replay by a classifier; write data.label_fraction above 0")
         for key, choices in (("local_start", STARTS), ("teacher", TEACHERS), ("unlabelled", UNLABELLED)):
@@ -221,8 +226,8 @@ class JDCL(Method):
         images = top_up(drawn, wanted.sum(axis=0), self.setup.views, key)
         return {**memory, DRAW: {**drawn, "images": images}}
 
-    def facts(self, memory: Memory, task: int, phase: Phase) -> dict[str, Any]:
-        if phase.name != DRAW:
+    def facts(self, memory: Memory, task: int, phase: Phase | None) -> dict[str, Any]:
+        if phase is None or phase.name != DRAW:
             return {}
         found = replay_facts(memory[DRAW], self._wanted(task), self._classes, self.setup.class_names)
         if not any(entry["accepted"] for entry in found["replay"]):

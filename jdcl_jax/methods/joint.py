@@ -21,6 +21,8 @@ class Joint(Method):
     with S teacher steps and fresh samples.
     """
 
+    learns_variance = True
+
     def check(self) -> None:
         steps = self.options["teacher_steps"]
         if steps < 1:

@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from jdcl_jax.data.views import UNCHANGED, Views
 from jdcl_jax.diffusion.sampler import Sampler
 from jdcl_jax.diffusion.schedule import Schedule
+from jdcl_jax.diffusion.variational import LearnedBound
 from jdcl_jax.training.gradients import Gradient, Loss, descend
 from jdcl_jax.training.state import PyTree, Range
 from jdcl_jax.training.step import Observe, Penalty, Track, Tracked
 from jdcl_jax.training.streams import Stream, range_rows
 
-DENOISER = "denoiser"
+DENOISER, SOLVER = "denoiser", "solver"  # names of networks
 
 Memory = dict[str, PyTree]
 """A method's own arrays. Their shapes are the same before the first task and after the last."""
@@ -28,6 +30,10 @@ Classify = Callable[[PyTree, jax.Array, jax.Array | None], jax.Array]
 
 Towards = Callable[..., jax.Array]
 """(params, x_t, t, classes int [B], scale) -> the network's output, its features moved towards these classes."""
+
+
+Inputs = Callable[..., dict[str, jax.Array]]
+"""(params, x_t, t int [B], labels int [B] or None, layers) -> path of a layer -> its inputs float32 [B, n, in]."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,25 @@ class ClassTerm:
 
 
 @dataclass(frozen=True)
+class Solver:
+    """A classifier that is a network of its own, trained in phases of its own.
+
+    Attributes:
+      logits: (params, images [B, H, W, C] in [-1, 1]) -> logits float32 [B, C] of all classes of the data set.
+      fresh: a key -> untrained parameters.
+      steps: train steps of every task.
+      passes: cost of a forward pass of one image, in forward passes of the denoiser.
+      warm_start: each task starts with the weights that the task before left.
+    """
+
+    logits: Callable[[PyTree, jax.Array], jax.Array]
+    fresh: Callable[[jax.Array], PyTree]
+    steps: tuple[int, ...]
+    passes: float
+    warm_start: bool = True
+
+
+@dataclass(frozen=True)
 class Setup:
     """All that a method may know of the run.
 
@@ -61,7 +86,7 @@ class Setup:
       num_classes: classes the denoiser is conditioned on; 0 for an unconditional one.
       guidance: weight w of classifier-free guidance when a conditional denoiser is sampled; 0 is off.
       label_dropout: share of labels replaced by "no class" while training a conditional denoiser.
-      groups: the classes of every task.
+      groups: the classes of every task; in a domain-incremental sequence a class may be in several.
       task_sizes: training examples of every task.
       labels: label of every training row, rows sorted by task, -1 where it is not known; int32 [N].
       steps: train steps of every task.
@@ -74,6 +99,11 @@ class Setup:
       classifier: what learns to classify beside the denoiser; None: nothing.
       classifier_guidance: scale of the classifier's guidance when images are drawn; 0 is off.
       fresh: a key -> untrained parameters.
+      solver: a classifier that is a network of its own; None: there is none.
+      with_variance: `apply` with the channels of a learned variance, float32 [B, H, W, 2C]; None: none is learned.
+      bound: of whose terms such a variance is learned.
+      prototypes: whether the denoiser is shown class prototypes, `params["conditioner"]["prototypes"]`.
+      inputs: (params, x_t, t, labels, layers) -> layer -> its inputs float32 [B, n, in].
     """
 
     apply: Apply
@@ -96,6 +126,11 @@ class Setup:
     classifier: ClassTerm | None = None
     classifier_guidance: float = 0.0
     fresh: Callable[[jax.Array], PyTree] | None = None
+    solver: Solver | None = None
+    with_variance: Apply | None = None
+    bound: LearnedBound | None = None
+    prototypes: bool = False
+    inputs: Inputs | None = None
 
     @property
     def num_tasks(self) -> int:
@@ -117,9 +152,18 @@ class Setup:
         """Forward passes of one step of sampling from the denoiser: two where it is guided."""
         return 2 if self.num_classes and self.guidance > 0 else 1
 
+    @property
+    def classes_return(self) -> bool:
+        """Whether a class is in more than one task, as in a domain-incremental sequence."""
+        return len(self.seen_classes(self.num_tasks - 1)) < sum(map(len, self.groups))
+
     def start(self, task: int) -> int:
         """The first training row of a task (from 0)."""
         return int(sum(self.task_sizes[:task]))
+
+    def seen_classes(self, task: int) -> tuple[int, ...]:
+        """The classes of tasks 0..task, each once, in the order in which they first came; () of -1."""
+        return tuple(dict.fromkeys(c for group in self.groups[: task + 1] for c in group))
 
 
 @dataclass(frozen=True)
@@ -141,6 +185,7 @@ class Phase:
       track: what is added up in `TrainState.tracked` at every update.
       network: which network is updated.
       continues: keeps the optimiser's state of the phase before, whatever the config says.
+      scored: it draws images of old tasks whose quality is to be measured, `Method.replay_set`.
     """
 
     name: str
@@ -154,6 +199,7 @@ class Phase:
     track: Track | None = None
     network: str = DENOISER
     continues: bool = False
+    scored: bool = False
 
     def __post_init__(self) -> None:
         if sum(x is not None for x in (self.loss, self.gradient, self.observe)) != 1:
@@ -169,11 +215,23 @@ class Phase:
 
 
 class Learned(NamedTuple):
-    """What training has left, on the host: raw parameters, their average (the same where none is kept), tracked."""
+    """What training has left, on the host.
+
+    Of the denoiser: raw parameters, their average (the same where none is kept), and what was tracked; and the
+    parameters of the solver, where there is one.
+    """
 
     params: PyTree
     averaged: PyTree
     tracked: Tracked = {}  # noqa: RUF012 (never written to)
+    solver: PyTree = None
+
+
+class ReplaySet(NamedTuple):
+    """Generated images uint8 [N, H, W, C] and the classes int [N] that they are to show."""
+
+    images: np.ndarray
+    labels: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -185,6 +243,12 @@ class Method:
 
     setup: Setup
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    settings: ClassVar[Mapping[str, Any]] = {}
+    """Keys of the config beside the method's own, as it has them unless the command line says otherwise."""
+
+    learns_variance: ClassVar[bool] = False
+    """Whether its losses are those of real images, so that a learned variance learns too."""
 
     def __post_init__(self) -> None:
         self.check()
@@ -211,6 +275,10 @@ class Method:
         del params
         return {}
 
+    def optimizer(self, base: optax.GradientTransformation) -> optax.GradientTransformation:
+        """The denoiser's optimiser, made of the config's; its update is given `context.method` as extra "method"."""
+        return base
+
     def start(self, memory: Memory, task: int, phase: Phase) -> PyTree | None:
         """The parameters that a phase starts from; None: those that are there."""
         del memory, task, phase
@@ -221,12 +289,21 @@ class Method:
         del learned, task, phase
         return memory
 
-    def facts(self, memory: Memory, task: int, phase: Phase) -> dict[str, Any]:
-        """What there is to say of a phase that has ended (and not the task's last), as JSON.
+    def facts(self, memory: Memory, task: int, phase: Phase | None) -> dict[str, Any]:
+        """What there is to say of a phase that has ended (and not the task's last), as JSON; None: of the whole task.
 
         A list of "warnings" is shown to the person at the keyboard.
         """
         del memory, task, phase
+        return {}
+
+    def replay_set(self, memory: Memory, task: int) -> ReplaySet:
+        """The images of old tasks that a phase has drawn which is `scored`."""
+        raise NotImplementedError
+
+    def pictures(self, memory: Memory, task: int) -> dict[str, np.ndarray]:
+        """What else is worth a look after a task: name -> images uint8 [N, H, W, C]."""
+        del memory, task
         return {}
 
     def end_task(self, memory: Memory, learned: Learned, task: int) -> Memory:

@@ -1,6 +1,6 @@
-"""What a penalty is: a term of the loss that keeps the parameters near those of old tasks, whatever is replayed.
+"""What stands beside a method: a term of the loss that keeps the parameters near those of old tasks, or a projection.
 
-All penalties are strength * q(theta), q a quadratic form around anchors. Where q is made of the Fisher information,
+All terms are strength * q(theta), q a quadratic form around anchors. Where q is made of the Fisher information,
 that is of gradients of half the MSE; the losses here are whole MSEs, so `strength` is then the lambda of (lambda / 2) q
 beside a loss of half the MSE, as in arXiv 2509.23593 [paper].
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import optax
 
 from jdcl_jax.errors import UserError
 from jdcl_jax.methods.method import Learned, Memory, Phase, Setup
@@ -33,7 +34,7 @@ class Penalty:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.options["strength"] < 0:
+        if self.options.get("strength", 0) < 0:
             raise UserError(f"method.{self.name}.strength (lambda) is negative; write 0 or more")
         for key in ("samples", "batch_size"):
             if self.options.get(key, 1) < 1:
@@ -53,8 +54,12 @@ class Penalty:
         raise NotImplementedError
 
     def value(self, params: PyTree, memory: Memory) -> jax.Array:
-        """q(params), []; the loss has `strength` times that, from the second task on."""
+        """q(params), []; the loss has `strength` times that, from the second task on. Without a strength: no term."""
         raise NotImplementedError
+
+    def optimizer(self, base: optax.GradientTransformation) -> optax.GradientTransformation:
+        """The optimiser, made of the one that is there."""
+        return base
 
     def init_tracked(self, params: PyTree) -> Tracked:
         """Zeros for what is added up during a task."""
@@ -74,6 +79,11 @@ class Penalty:
     def end_task(self, memory: Memory, learned: Learned, task: int) -> Memory:
         """What it keeps after a task."""
         raise NotImplementedError
+
+    def facts(self, memory: Memory, task: int) -> dict[str, Any]:
+        """What there is to say of it after a task, as `Method.facts`."""
+        del memory, task
+        return {}
 
     def estimation_steps(self) -> int:
         """Steps in which `samples` examples pass, `batch_size` at a time."""

@@ -23,6 +23,9 @@ ALONE = {
     "agem": "it projects the whole gradient, which a penalty would bend again",
     "continued": "it has one task",
     "jdcl": "its stages start from weights of their own, not from those that a penalty stays near",
+    **dict.fromkeys(
+        ("gppdm", "ddgr", "guide"), "its generator goes on from averaged weights, and penalties stay near raw ones"
+    ),
 }
 """Methods that take no penalty, and why."""
 
@@ -101,6 +104,15 @@ def default_options(name: str) -> dict[str, Any]:
     """
     base, penalties = _split(name)
     return {**known_methods()[base][1], **{p: dict(known_penalties()[p][1]) for p in penalties}}
+
+
+def method_settings(name: str) -> Mapping[str, Any]:
+    """Keys of the config beside the method's own, as it has them unless the command line says otherwise.
+
+    Raises:
+      UserError: there is no such method.
+    """
+    return known_methods()[_split(name)[0]][0].settings
 
 
 def make_method(name: str, setup: Setup, options: Mapping[str, Any]) -> Method:

@@ -29,7 +29,7 @@ class BufferMethod(Method):
                 "method.buffer_policy=class_balanced needs all labels; write method.buffer_policy=reservoir, or "
                 "data.label_fraction=1"
             )
-        classes = sum(map(len, self.setup.groups))
+        classes = len(self.setup.seen_classes(self.setup.num_tasks - 1))
         most = classes * len(self.setup.labels)  # of classes of any size, a balanced buffer of so many keeps all images
         if size > most:
             raise UserError(f"method.buffer_size is {size}, more than these data could ever fill; write at most {most}")
@@ -55,8 +55,9 @@ class BufferMethod(Method):
         start, size = self.setup.start(task), self.setup.task_sizes[task]
         rows = np.arange(start, start + size, dtype=np.int32)
         generator = task_generator(named_key(self.setup.seed, "task", task, "end"))
-        policy = self.options["buffer_policy"]
-        return {"buffer": fill(memory["buffer"], rows, self.setup.labels, policy=policy, generator=generator)}
+        labels, policy = self.setup.labels, self.options["buffer_policy"]
+        tasks = np.repeat(np.arange(self.setup.num_tasks), self.setup.task_sizes)
+        return {"buffer": fill(memory["buffer"], rows, labels, tasks, policy=policy, generator=generator)}
 
     def kept_rows(self, memory: Memory) -> np.ndarray:
         return memory["buffer"]["rows"][: int(memory["buffer"]["count"])]

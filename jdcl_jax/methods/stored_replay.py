@@ -16,7 +16,7 @@ from jdcl_jax.methods.method import Phase, Setup
 from jdcl_jax.training.gradients import Across, Metrics
 from jdcl_jax.training.state import Context, PyTree
 from jdcl_jax.training.step import Tracked
-from jdcl_jax.training.streams import Stream
+from jdcl_jax.training.streams import Stream, View, examples_of
 
 DRAW = "draw"  # the name of the phase
 
@@ -26,7 +26,7 @@ Draw = Callable[[Context, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 def store_size(setup: Setup, per_class: int, task: int) -> int:
     """Images that are drawn at the beginning of a task (from 0)."""
-    return per_class * sum(map(len, setup.groups[:task]))
+    return per_class * len(setup.seen_classes(task - 1))
 
 
 def store_capacity(setup: Setup, per_class: int) -> int:
@@ -41,9 +41,9 @@ def empty_store(setup: Setup, capacity: int) -> dict[str, np.ndarray]:
     return {"images": images, "labels": np.zeros(capacity, np.int32)}
 
 
-def draw_phase(setup: Setup, size: int, draw: Draw, *, passes: float) -> Phase:
-    """Fills `TrainState.tracked["drawn"]`, a batch a step."""
-    batch_size = setup.batch_size
+def draw_phase(setup: Setup, size: int, draw: Draw, *, passes: float, name: str = DRAW) -> Phase:
+    """Fills `TrainState.tracked["drawn"]`, or, of a phase with another name, that of its name; a batch a step."""
+    batch_size, kept = setup.batch_size, "drawn" if name == DRAW else name
 
     def numbered(context: Context, keys: jax.Array) -> Examples:
         return Examples(
@@ -61,21 +61,21 @@ def draw_phase(setup: Setup, size: int, draw: Draw, *, passes: float) -> Phase:
         images, labels = draw(context, keys, labels)
         drawn = over.gather({"images": to_uint8(images), "labels": labels})
         store = jax.tree.map(
-            lambda kept, new: jax.lax.dynamic_update_slice_in_dim(kept, new, first, 0), tracked["drawn"], drawn
+            lambda before, new: jax.lax.dynamic_update_slice_in_dim(before, new, first, 0), tracked[kept], drawn
         )
-        return {**tracked, "drawn": store}, {"mean_pixel": over.mean(jnp.mean(images))}
+        return {**tracked, kept: store}, {"mean_pixel": over.mean(jnp.mean(images))}
 
     steps = -(-size // batch_size)
-    return Phase(DRAW, None, {"replay": Stream(batch_size, draw=numbered)}, steps, passes=passes, observe=observe)
+    return Phase(name, None, {"replay": Stream(batch_size, draw=numbered)}, steps, passes=passes, observe=observe)
 
 
-def stored_stream(batch_size: int) -> Stream:
-    """Uniform draws, with replacement, from the store in `context.method["stored"]`."""
+def stored_stream(batch_size: int, name: str = "stored", view: View | None = None) -> Stream:
+    """Uniform draws, with replacement, from the store in `context.method[name]`, augmented by `view`."""
 
     def draw(context: Context, keys: jax.Array) -> Examples:
-        store = context.method["stored"]
+        store = context.method[name]
         places = jax.vmap(lambda key: jax.random.randint(key, (), 0, store["count"]))(subkeys(keys, "place"))
-        image = to_float(jnp.asarray(store["images"])[places])
-        return Examples(image=image, label=jnp.asarray(store["labels"])[places], key=keys)
+        image, label = to_float(jnp.asarray(store["images"])[places]), jnp.asarray(store["labels"])[places]
+        return Examples(image=image, label=label, key=keys) if view is None else examples_of(image, label, keys, view)
 
     return Stream(batch_size, draw=draw)

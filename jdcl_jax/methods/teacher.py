@@ -109,8 +109,9 @@ class TeacherMethod(Method):
         return examples.label if self.setup.num_classes else None
 
     def context(self, memory: Memory, task: int) -> dict[str, PyTree]:
-        classes = np.array([c for group in self.setup.groups for c in group], np.int32)
-        old = {"classes": classes, "count": np.int32(sum(map(len, self.setup.groups[:task])))}
+        # Those of the tasks before stand first.
+        classes = np.array(self.setup.seen_classes(self.setup.num_tasks - 1), np.int32)
+        old = {"classes": classes, "count": np.int32(len(self.setup.seen_classes(task - 1)))}
         return {
             "current": self.task_range(task),
             "teacher": memory["teacher"],

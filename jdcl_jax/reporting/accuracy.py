@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from jdcl_jax.reporting.figures import COLOURS, INK, MARKERS, empty_figure, plain
 from jdcl_jax.reporting.runs import Run, floats
 
+LONGEST = 8  # letters of a phase that fit between two marks
+
 
 def phase_rows(run: Run) -> list[dict[str, Any]]:
     """The entries of results.json's "phases" that have an accuracy, in order: task, phase, accuracy [T]."""
@@ -25,7 +27,12 @@ def phases_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     for task in range(accuracy.shape[1]):
         colour, marker = COLOURS[task % len(COLOURS)], MARKERS[task % len(MARKERS)]
         axes.plot(places, accuracy[:, task], color=colour, marker=marker, markersize=4.5, label=f"task {task + 1}")
-    axes.set_xticks(places, [f"{row['phase']}\n{row['task']}" for row in rows], fontsize=7.5)
+    if max(len(row["phase"]) for row in rows) <= LONGEST:
+        axes.set_xticks(places, [f"{row['phase']}\n{row['task']}" for row in rows], fontsize=7.5)
+    else:
+        axes.set_xticks(
+            places, [f"{row['phase']} {row['task']}" for row in rows], fontsize=7.5, rotation=60, ha="right"
+        )
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("phase and task")
     axes.set_ylabel("accuracy, all classes")

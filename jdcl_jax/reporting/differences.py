@@ -81,7 +81,7 @@ def _section(name: str, run: Run) -> dict[str, str]:
 
 
 def _tasks(run: Run) -> Any:
-    keys = ("task", "classes", "names", "train", "test")
+    keys = ("task", "classes", "names", "domains", "train", "test")
     return [[task.get(key) for key in keys] for task in run.results["tasks"]]
 
 

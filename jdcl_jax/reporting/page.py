@@ -50,6 +50,9 @@ def _context(run: Run) -> dict[str, Any]:
         "curves": _curves(scores),
         "heat_maps": _heat_maps(scores, results.get("assigned")),
         "samples": sample_pictures(run),
+        "prototypes": sample_pictures(run, "prototypes"),
+        "projection": _projection(run),
+        "held_out_replay": [row for row in results.get("phases") or [] if "replay_validation_accuracy" in row],
         "accuracy": _accuracy(run),
         "replay": [row for row in results.get("phases") or [] if "replay" in row],
         "cost": cost,
@@ -134,9 +137,25 @@ def class_names(run: Run, count: int) -> list[str]:
     return [known.get(c, str(c)) for c in range(count)]
 
 
-def sample_pictures(run: Run) -> dict[str, str]:
-    """Captions and data URIs of a run's sample grids, in the order of the tasks."""
-    return {sample_caption(name): html.data_uri(png, "image/png") for name, png in run.samples().items()}
+def sample_pictures(run: Run, folder: str = "samples") -> dict[str, str]:
+    """Captions and data URIs of a run's grids of images, in the order of the tasks."""
+    return {sample_caption(name): html.data_uri(png, "image/png") for name, png in run.samples(folder).items()}
+
+
+def _projection(run: Run) -> dict[str, Any]:
+    """Of every layer whose updates are projected, its row after each task; {} where there is none."""
+    told = [row for row in run.results.get("phases") or [] if "projection" in row]
+    if not told:
+        return {}
+    layers = [row["layer"] for row in told[0]["projection"]]
+    by_task = [{row["layer"]: row for row in one["projection"]} for one in told]
+    return {
+        "tasks": [{"task": one["task"], "threshold": one["threshold"]} for one in told],
+        "layers": {layer: [rows[layer] for rows in by_task] for layer in layers},
+        "warnings": [f"task {one['task']}: {text}" for one in told for text in one.get("warnings", ())],
+        "bytes": sum(row["bytes"] for row in by_task[-1].values()),
+        "flops": sum(row["flops_per_step"] for row in by_task[-1].values()),
+    }
 
 
 def sample_caption(stem: str) -> str:

@@ -98,9 +98,9 @@ class Run:
         """The lines of metrics.jsonl in order; those that are not whole are passed over."""
         return read_metrics(self.path / "metrics.jsonl")
 
-    def samples(self) -> dict[str, bytes]:
-        """The PNG files of `samples/` by their stems (task_01, ...), in order of number."""
-        found = {file.stem: file.read_bytes() for file in (self.path / "samples").glob("*.png") if file.is_file()}
+    def samples(self, folder: str = "samples") -> dict[str, bytes]:
+        """The PNG files of a folder by their stems (task_01, ...), in order of number."""
+        found = {file.stem: file.read_bytes() for file in (self.path / folder).glob("*.png") if file.is_file()}
         return {name: found[name] for name in sorted(found, key=_by_number) if found[name].startswith(PNG_SIGNATURE)}
 
 

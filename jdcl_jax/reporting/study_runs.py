@@ -31,12 +31,15 @@ SUMMARIES = {
 SCORE_GROUPS = {
     "Accuracy of the network's own classifier": (
         "accuracy",
+        "accuracy_by_class",
         "accuracy_masked",
+        "accuracy_masked_by_class",
         "accuracy_raw",
         "accuracy_ema",
         "accuracy_validation",
     ),
     "Frechet distance": ("fid", "fd_classifier"),
+    "Replay of old tasks": ("fd_replay", "label_accuracy_replay"),
     "Kernel distance": ("kid", "kd_classifier"),
     "Precision": ("precision_inception", "precision_classifier"),
     "Recall": ("recall_inception", "recall_classifier"),

@@ -150,3 +150,38 @@ def test_captions_count_tasks_as_people_do():
     assert sample_caption("task_03") == "after task 3"
     assert sample_caption("task_x") == "task_x"
     assert sample_caption("teacher") == "teacher"
+
+
+def layer(rank: int, energy: float) -> dict:
+    return {
+        "layer": "unet/mid/cross/key", "rank_before": 0, "rank": rank, "width": 16, "energy_before": 0.25,
+        "energy": energy, "bytes": 1_234, "flops_per_step": 56_789,
+    }  # fmt: skip
+
+
+def test_projected_layers_prototypes_and_held_out_replay_have_their_places(make_run):
+    phases = [
+        {"task": 1, "phase": "end", "threshold": 0.97, "projection": [layer(5, 0.975)]},
+        {"task": 2, "phase": "solver+replay", "replay_validation_accuracy": 0.625},
+        {"task": 2, "phase": "end", "threshold": 0.973, "projection": [layer(16, 1.0)], "warnings": ["it is full"]},
+    ]
+    workdir = make_run("a", phases=phases)
+    (workdir / "prototypes").mkdir()
+    for task in (1, 2):
+        (workdir / "prototypes" / f"task_{task:02d}.png").write_bytes(
+            (workdir / "samples" / f"task_{task:02d}.png").read_bytes()
+        )
+    page = report(workdir)
+    words = " ".join(" ".join(page.words).split())
+    for text in (
+        "unet/mid/cross/key", "5 of 16 (0.9750)", "16 of 16 (1.000)", "threshold 0.9730", "1,234 bytes", "56,789",
+        "task 2: it is full", "0.6250", "Class prototypes",
+    ):  # fmt: skip
+        assert text in words, text
+    assert len(page.sources()) == len(report(make_run("b", phases=phases)).sources()) + 2
+
+
+def test_pages_of_other_methods_have_none_of_these(make_run):
+    words = " ".join(report(make_run("a")).words)
+    for title in ("Gradient projection", "Class prototypes", "held out of training"):
+        assert title not in words
