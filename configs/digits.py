@@ -5,6 +5,7 @@ its losses are the paper's.
 
     python -m jdcl_jax.main --config=configs/digits.py
     python -m jdcl_jax.main --config=configs/digits.py:joint,seed=1
+    python -m jdcl_jax.main --config=configs/digits.py:gppdm
     python -m jdcl_jax.main --config=configs/digits.py:gd,generation
 
 Expected on 2 CPU cores: minutes, compilation included.

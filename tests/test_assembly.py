@@ -1,10 +1,10 @@
-"""How many steps a task has: as many as are asked for, or as many as its data holds."""
+"""How many steps a task has: as many as are asked for, or as many as its data holds; and what trains a solver."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdcl_jax.assembly import assemble, task_steps
+from jdcl_jax.assembly import assemble, chain_steps, phase_optimizer, task_steps
 from jdcl_jax.config import default_config
 from jdcl_jax.errors import UserError
 from jdcl_jax.keys import named_key
@@ -69,3 +69,44 @@ def test_epochs_reach_the_phases_of_a_run(tiny_config) -> None:
     assert len(set(sizes)) > 1
     assert parts.setup.steps == tuple(wanted)
     assert [parts.method.phases(task)[0].steps for task in range(3)] == wanted
+
+
+# -- a solver: a classifier that is a network of its own
+
+SOLVING = ("guide", "classifier.kind=solver", "method.guided_images=16", "method.replay_steps=3", "sampler.steps=3")
+
+
+def test_a_solver_trains_as_long_as_it_is_told_or_else_as_the_denoiser(tiny_config) -> None:
+    assert assemble(tiny_config(*SOLVING, "solver.steps=12")).setup.solver.steps == (12, 12, 12)
+    parts = assemble(tiny_config(*SOLVING, "solver.steps=0", "train.epochs=2"))
+    assert parts.setup.solver.steps == parts.setup.steps != (4, 4, 4)
+
+
+def test_the_solvers_schedule_spans_its_own_steps_of_a_task_and_not_the_draws_between_them(tiny_config) -> None:
+    parts = assemble(tiny_config(*SOLVING, "solver.steps=12", "method.every=5"))
+    phases = list(parts.method.phases(1))
+    spans = {place: chain_steps(phases, place) for place, phase in enumerate(phases) if phase.network == "solver"}
+    assert [phases[place].steps for place in spans] == [5, 5, 2]
+    assert set(spans.values()) == {12}
+
+
+def test_the_solvers_optimiser_is_sgd_with_momentum_down_a_cosine(tiny_config) -> None:
+    """By hand: v <- m v + (g + d w), w <- w - r v."""
+    words = ("solver.learning_rate=0.5", "solver.momentum=0.8", "solver.weight_decay=0.1", "solver.schedule=cosine")
+    optimizer = phase_optimizer(assemble(tiny_config(*SOLVING, *words)), 4, "solver")
+    w, v = 2.0, 0.0
+    params = {"w": jnp.float32(w)}
+    state = optimizer.init(params)
+    for step, gradient in enumerate((1.0, -0.5, 0.25)):
+        updates, state = optimizer.update({"w": jnp.float32(gradient)}, state, params)
+        params = {"w": params["w"] + updates["w"]}
+        v = 0.8 * v + gradient + 0.1 * w
+        w -= 0.25 * (1 + np.cos(np.pi * step / 4)) * v
+        assert float(params["w"]) == pytest.approx(w, rel=1e-5)
+
+
+def test_what_a_solver_costs_is_counted_in_passes_of_the_denoiser(tiny_config) -> None:
+    setup = assemble(tiny_config(*SOLVING, "solver.network=cnn")).setup
+    assert setup.solver.passes > 0
+    larger = assemble(tiny_config(*SOLVING, "solver.network=resnet32")).setup
+    assert larger.solver.passes > 5 * setup.solver.passes

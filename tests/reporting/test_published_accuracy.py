@@ -87,7 +87,7 @@ def test_accuracies_and_distances_are_never_mixed_up(results) -> None:
 
 def test_none_is_said_to_be_known_better_than_it_is() -> None:
     of_accuracy = [one for one in PUBLISHED if one.score == "accuracy"]
-    assert len(of_accuracy) == 12
+    assert len(of_accuracy) == 15
     for one in of_accuracy:
         assert (one.tag, one.source, one.summary) == ("2nd", "2411.08224", "average")
         assert any("number of seeds" in line for line in one.unknowns)
@@ -102,6 +102,32 @@ def test_none_is_said_to_be_known_better_than_it_is() -> None:
 def test_of_joint_training_it_is_said_that_its_length_is_not_known(results, file, words, share) -> None:
     cell = published_cell(results(file, words), "accuracy", "average")
     assert cell == f"{share:g} [2nd, 2411.08224], same protocol where stated; not its length"
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "share"),
+    [
+        ("cifar10", "guide,guide_released", 0.6447),
+        ("cifar100", "guide,guide_released", 0.4166),
+        ("cifar100", "guide,ten,guide_released,method.scale=1.0", 0.2613),
+    ],
+)
+def test_guides_published_accuracy_stands_beside_its_guidance_and_classifier(results, file, words, share) -> None:
+    cell = published_cell(results(file, words), "accuracy", "average")
+    assert cell == f"{share:g} [2nd, 2411.08224], same protocol where stated; not its length"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("method.scale=0.0", "method.scale=0 instead of 0.5"),
+        ("method.direction=away", "method.direction=away instead of toward"),
+        ("solver.network=cnn", "solver.network=cnn instead of resnet18"),
+    ],
+)
+def test_another_guidance_gets_the_difference_and_no_number(results, words, said) -> None:
+    cell = published_cell(results("cifar10", f"guide,guide_released,{words}"), "accuracy", "average")
+    assert cell == f"another protocol: {said}"
 
 
 def test_a_run_that_does_not_record_a_setting_gets_no_number(results) -> None:

@@ -1,5 +1,6 @@
 """The train step and the observe step against arithmetic done by hand in float64."""
 
+import dataclasses
 import functools
 
 import jax
@@ -300,3 +301,23 @@ def test_unknown_names_are_refused() -> None:
         make_optimizer("lion", 0.1, clip_norm=1.0)
     with pytest.raises(ValueError, match="step"):
         learning_rate(0.1, schedule="step", warmup=0, steps=1)
+
+
+def test_an_optimiser_that_asks_for_the_methods_context_is_given_it(regression) -> None:
+    """And one that does not is left alone, also in a chain with it."""
+
+    def scaled(updates, state, params=None, *, method, **extra):
+        return jax.tree.map(lambda u: method["factor"] * u, updates), state
+
+    asking = optax.chain(
+        optax.sgd(0.1), optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), scaled)
+    )
+    context = dataclasses.replace(regression.context, method={"factor": jnp.float32(3.0)})
+    after = {}
+    for name, optimizer in (("plain", optax.sgd(0.1)), ("asking", asking)):
+        state = create_state(regression.params, optimizer, ema=False)
+        after[name], _ = regression.step(optimizer)(state, context, regression.ids, {})
+    for key, start in regression.params.items():
+        moved = {name: state.params[key] - start for name, state in after.items()}
+        np.testing.assert_allclose(moved["asking"], 3.0 * moved["plain"], rtol=1e-5)
+        assert np.abs(moved["plain"]).max() > 0
