@@ -27,8 +27,9 @@ OPTIONS = {
     "class_weight": 5e-4,
     "class_distillation_weight": 0.1,
     "class_delay": 0,
+    "sampler.guidance": 1.0,
 }
-"""JDCL's on these data [ours]; class terms weigh more beside the denoising ones than in the paper, as steps are few."""
+"""On these data [ours]; JDCL's class terms weigh more beside the denoising ones than in the paper, as steps are few."""
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

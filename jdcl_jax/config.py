@@ -179,7 +179,8 @@ def with_arguments(
       arg: comma-separated: at most one method, any of the file's presets, and `key=value` pairs with dotted keys:
         "gr,small,seed=1,train.steps=500". Pairs are applied last. A comma inside brackets does not separate.
       presets: the file's named variations.
-      options: what the file has for options of methods other than their defaults; each method takes those that it has.
+      options: what the file has for options of methods other than their defaults, and for the settings that come with
+        a method's name ("sampler.guidance"); each method takes those that it has.
 
     Raises:
       UserError: an unknown word, key or value type.
@@ -195,9 +196,10 @@ def with_arguments(
         raise UserError(f"--config names two methods, {' and '.join(chosen)}; write one")
     if chosen:
         set_method(config, chosen[0])
+    options = options or {}
     for key, value in method_settings(config.method.name).items():
-        _assign(config, key, value)
-    config.method.update({key: value for key, value in (options or {}).items() if key in config.method})
+        _assign(config, key, options.get(key, value))
+    config.method.update({key: value for key, value in options.items() if key in config.method})
     for word in named:
         if word in presets:
             presets[word](config)

@@ -140,7 +140,7 @@ def guide(config: ml_collections.ConfigDict, scale: float) -> None:
     _generator_and_solver(config, "guide")
     config.model.update(class_conditional=True, conditioning="time")
     config.solver.network = "resnet18"
-    config.sampler.update(kind="ddim", eta=0.0, clip=True, guidance=0.0)
+    config.sampler.update(kind="ddim", eta=0.0, clip=True)
     if config.method.name == "guide":
         config.method.update(scale=scale, scale_schedule="constant", target="new", direction="toward")
 

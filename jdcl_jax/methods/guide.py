@@ -43,6 +43,11 @@ class GUIDE(GeneratorAndSolver):
     The gradient is that of log p(y* | x_0-hat) with respect to x_t, through the generator [code].
     """
 
+    settings = {  # noqa: RUF012 (never written to)
+        **GeneratorAndSolver.settings,
+        "sampler.guidance": 1.0,  # that replayed images show the class that they stand for [ours]
+    }
+
     def check(self) -> None:
         super().check()
         options = self.options
