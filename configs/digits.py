@@ -27,9 +27,9 @@ OPTIONS = {
     "class_weight": 5e-4,
     "class_distillation_weight": 0.1,
     "class_delay": 0,
-    "sampler.guidance": 1.0,
+    "gppdm": {"sampler.guidance": 0.0},
 }
-"""On these data [ours]; JDCL's class terms weigh more beside the denoising ones than in the paper, as steps are few."""
+"""On these data [ours]. JDCL's class terms weigh more beside the denoising ones than in the paper, as steps are few."""
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

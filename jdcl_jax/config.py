@@ -179,8 +179,8 @@ def with_arguments(
       arg: comma-separated: at most one method, any of the file's presets, and `key=value` pairs with dotted keys:
         "gr,small,seed=1,train.steps=500". Pairs are applied last. A comma inside brackets does not separate.
       presets: the file's named variations.
-      options: what the file has for options of methods other than their defaults, and for the settings that come with
-        a method's name ("sampler.guidance"); each method takes those that it has.
+      options: what the file has for options of methods other than their defaults; each method takes those that it has.
+        Below a method's name stand keys of the whole config for that method: {"gppdm": {"sampler.guidance": 0.0}}.
 
     Raises:
       UserError: an unknown word, key or value type.
@@ -197,8 +197,9 @@ def with_arguments(
     if chosen:
         set_method(config, chosen[0])
     options = options or {}
-    for key, value in method_settings(config.method.name).items():
-        _assign(config, key, options.get(key, value))
+    of_file = options.get(config.method.name, {})
+    for key, value in {**method_settings(config.method.name), **of_file}.items():
+        _assign(config, key, value)
     config.method.update({key: value for key, value in options.items() if key in config.method})
     for word in named:
         if word in presets:
