@@ -238,11 +238,16 @@ class Experiment:
         method = self.parts.method.context(self.state["memory"], self.task)
         return self.parallel.replicate(Context(key=key, pool=self.pool, method=method))
 
-    def _key_name(self, phase: Phase) -> tuple[str, str | int]:
-        """Training phases by number, not by name: methods that are compared see the same examples and noise."""
-        if phase.observe is not None:
-            return "observe", phase.name
-        return "phase", sum(before.observe is None for before in self._phases()[: self.phase])
+    def _key_name(self, phase: Phase) -> tuple[str | int, ...]:
+        """Training phases by number, not by name: methods that are compared see the same examples and noise.
+
+        An observation that comes again in a task has its turn in its name, so that it draws anew.
+        """
+        before = self._phases()[: self.phase]
+        if phase.observe is None:
+            return "phase", sum(other.observe is None for other in before)
+        turn = sum(other.name == phase.name for other in before)
+        return ("observe", phase.name, turn) if turn else ("observe", phase.name)
 
     def _compile(self, phase: Phase, *arguments: Any) -> tuple[Callable[..., Any], float]:
         """Compiled once per name of a phase for the whole run; 0 seconds if it was there already.

@@ -14,6 +14,7 @@ from interrupted import end_of_task, killed_at, leaves, position, saved, zeros
 from jdcl_jax.assembly import assemble
 from jdcl_jax.data.batches import to_float
 from jdcl_jax.experiment import run
+from jdcl_jax.methods.guide import GUIDE, GUIDED
 from jdcl_jax.methods.method import DENOISER, SOLVER
 
 PLAIN = (
@@ -97,6 +98,23 @@ def test_replay_sets_are_scored_as_those_of_the_generator_of_the_task_before(und
         assert [value is None for value in scores[name]["union"]] == [False, False, True]
     images = 48 if undisturbed.name == "guide" else 24 * 4
     assert scores["fd_replay"]["num_generated"]["union"] == images
+
+
+def test_what_is_drawn_again_in_a_task_is_drawn_from_other_noise(tiny_config, tmp_path, monkeypatch) -> None:
+    """Without guidance too, where the same noise would give the same images."""
+    drawn, end_phase = [], GUIDE.end_phase
+
+    def keeping(self, memory, learned, task, phase):
+        if phase.name == GUIDED:
+            drawn.append(np.array(learned.tracked[GUIDED]["images"]))
+        return end_phase(self, memory, learned, task, phase)
+
+    monkeypatch.setattr(GUIDE, "end_phase", keeping)
+    run(tiny_config(*WORDS["guide"], "method.scale=0.0", "tasks.first=2"), tmp_path / "run")
+    first, second = drawn
+    assert first.shape == second.shape
+    same = (first == second).all(axis=(1, 2, 3))
+    assert not same.any()
 
 
 def test_the_generator_that_is_kept_is_the_averaged_one_and_the_solver_the_last_one(undisturbed) -> None:
