@@ -44,9 +44,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "generation": generation,
         "gd_paper": gd_paper,
         "rank1_paper": rank1_paper,
-        "gppdm_released": gppdm_released,
-        "ddgr_released": ddgr_released,
-        "guide_released": guide_released,
+        "gppdm_released": protocols.gppdm,
+        "ddgr_released": protocols.ddgr,
+        "guide_released": protocols.guide,
         "small": small,
     }
     return with_arguments(default_config(), arg, presets)
@@ -94,18 +94,3 @@ def small(config: ml_collections.ConfigDict) -> None:
     if "global_steps" in config.method:
         config.method.global_steps = 1000
     config.evaluation.classifier.update(channels=(32, 64), features=128, steps=800, learning_rate=2e-3)
-
-
-def gppdm_released(config: ml_collections.ConfigDict) -> None:
-    """GPPDM's released network at 64x64 and its training (arXiv 2312.06710 [code])."""
-    protocols.gppdm(config)
-
-
-def ddgr_released(config: ml_collections.ConfigDict) -> None:
-    """DDGR's diffusion and replay (ICML 2023 [code])."""
-    protocols.ddgr(config)
-
-
-def guide_released(config: ml_collections.ConfigDict) -> None:
-    """GUIDE's guidance and classifier (arXiv 2403.03938 [code])."""
-    protocols.guide(config, scale=0.5)

@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.name = "cifar100"
     config.train.steps = 100_000
     presets = {"paper": paper, "released": released, "ten": ten, "half": half, "half_ten": half_ten}
-    presets |= {"gppdm_released": gppdm_released, "ddgr_released": ddgr_released, "guide_released": guide_released}
+    presets |= {"gppdm_released": protocols.gppdm, "ddgr_released": protocols.ddgr, "guide_released": protocols.guide}
     return with_arguments(config, arg, presets, {"quota": 400, "global_steps": 70_000})
 
 
@@ -57,18 +57,3 @@ def half(config: ml_collections.ConfigDict) -> None:
 def half_ten(config: ml_collections.ConfigDict) -> None:
     """Half of the classes first, then five at a time."""
     config.tasks.update(num_tasks=0, groups="50+5x10")
-
-
-def gppdm_released(config: ml_collections.ConfigDict) -> None:
-    """GPPDM's released network at 64x64 and its training (arXiv 2312.06710 [code])."""
-    protocols.gppdm(config)
-
-
-def ddgr_released(config: ml_collections.ConfigDict) -> None:
-    """DDGR's diffusion and replay (ICML 2023 [code])."""
-    protocols.ddgr(config)
-
-
-def guide_released(config: ml_collections.ConfigDict) -> None:
-    """GUIDE's guidance and classifier (arXiv 2403.03938 [code])."""
-    protocols.guide(config, scale=0.5)

@@ -135,14 +135,14 @@ def ddgr(config: ml_collections.ConfigDict) -> None:
         config.method.update(scale=1.0, scale_schedule="constant", replay_per_class=20, replay_steps=250)
 
 
-def guide(config: ml_collections.ConfigDict, scale: float) -> None:
-    """GUIDE's guidance and classifier (arXiv 2403.03938 [code]); all else stays as the config has it [ours]."""
+def guide(config: ml_collections.ConfigDict) -> None:
+    """GUIDE's guidance, at its scale for five tasks, and classifier (arXiv 2403.03938 [code]); the rest is [ours]."""
     _generator_and_solver(config, "guide")
     config.model.update(class_conditional=True, conditioning="time")
     config.solver.network = "resnet18"
     config.sampler.update(kind="ddim", eta=0.0, clip=True)
     if config.method.name == "guide":
-        config.method.update(scale=scale, scale_schedule="constant", target="new", direction="toward")
+        config.method.update(scale=0.5, scale_schedule="constant", target="new", direction="toward")
 
 
 def _generator_and_solver(config: ml_collections.ConfigDict, name: str) -> None:

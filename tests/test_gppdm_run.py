@@ -264,7 +264,7 @@ def test_metrics_of_both_losses_are_logged(protected) -> None:
         (("method.replay_validation=8",), "write less than method.replay_per_class=8"),
         (("method.projection=False", "method.growth=0.1"), "no effect with method.projection=False"),
         (("method.prototypes=False", "method.prototype_start=mean"), "no effect with method.prototypes=False"),
-        (("context.prototypes=none",), "write model.conditioning=context and context.token=True"),
+        (("context.prototypes=none",), "write model.conditioning=context and context.prototypes=both"),
         (("model.conditioning=time",), "write model.conditioning=context"),
         (("context.embeddings=nowhere.npz", "context.label_width=768"), "nowhere.npz can't be read"),
         (("context.resolutions=(4,)",), "context.resolutions has 4"),

@@ -112,9 +112,9 @@ class GeneratorAndSolver(Method):
         def draw(context: Context, keys: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
             return self.drawn(context, keys, labels, self.terms(context, labels)), labels
 
-        steps = self.setup.sampling_passes + self.term_passes()
+        of_step = self.setup.sampling_passes + self.term_passes()
         size = store_size(self.setup, self.options["replay_per_class"], task)
-        phase = draw_phase(self.setup, size, draw, passes=self.options["replay_steps"] * steps)
+        phase = draw_phase(self.setup, size, draw, passes=self.options["replay_steps"] * of_step)
         return replace(phase, scored=True)
 
     # -- training

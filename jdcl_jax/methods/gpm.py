@@ -4,6 +4,7 @@ After a task the inputs of the chosen layers are collected, over its images nois
 that hold most of their energy are protected from then on. `gpm+gr` is generative replay with projected updates.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -199,9 +200,9 @@ class GradientProjection(Penalty):
 
     def check(self) -> None:
         check_projection(self.options, f"method.{self.name}.")
-        chosen_layers(self.setup, self.options["layers"])
+        _ = self.layers  # refused where a pattern matches none
 
-    @property
+    @functools.cached_property
     def layers(self) -> list[str]:
         """Paths of the layers."""
         return chosen_layers(self.setup, self.options["layers"])

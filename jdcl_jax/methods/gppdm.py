@@ -7,7 +7,8 @@ label and prototype tokens) stays as it was: updates of its keys and values, and
 projected away from what these layers were shown, and old prototypes and label embeddings are frozen.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -94,7 +95,7 @@ class GPPDM(GeneratorAndSolver):
         setup, options = self.setup, self.options
         if not setup.prototypes:
             raise UserError(
-                "gppdm shows the denoiser prototypes; write model.conditioning=context and context.token=True"
+                "gppdm shows the denoiser prototypes; write model.conditioning=context and context.prototypes=both"
             )
         for key, choices in (("prototype_start", STARTS), ("prototype_update", UPDATES)):
             if options[key] not in choices:
@@ -113,8 +114,7 @@ class GPPDM(GeneratorAndSolver):
             for key in changed & DEPENDENT[switch] if not options[switch] else ():
                 raise UserError(f"method.{key} has no effect with method.{switch}=False; leave it out")
         check_projection(options, "method.")
-        if options["projection"]:
-            chosen_layers(setup, options["layers"])
+        _ = self.layers  # refused where a pattern matches none
 
     # -- phases
 
@@ -160,15 +160,21 @@ class GPPDM(GeneratorAndSolver):
         return {"replay_validation_accuracy": self._held_out_accuracy(memory, task)}
 
     def _held_out_accuracy(self, memory: Memory, task: int) -> float:
-        first, last = self.replayed_count(task), store_size(self.setup, self.options["replay_per_class"], task)
-        images, labels = (np.asarray(memory["stored"][name])[first:last] for name in ("images", "labels"))
-        seen = jnp.asarray(self.context(memory, task)["classes"]["seen"])
-        logits = jax.jit(self.solver.logits)(memory["solver"], to_float(jnp.asarray(images)))
-        return float(np.mean(np.asarray(jnp.argmax(jnp.where(seen, logits, -jnp.inf), axis=-1)) == labels))
+        setup, count = self.setup, self.options["replay_validation"]
+        first, number = self.replayed_count(task), store_size(setup, count, task)
+        rows = first + np.resize(np.arange(number), store_size(setup, count, setup.num_tasks - 1))  # of one shape
+        images, labels = (np.asarray(memory["stored"][name])[rows] for name in ("images", "labels"))
+        logits = np.asarray(self._logits(memory["solver"], to_float(jnp.asarray(images))))
+        answers = np.where(self._mask(setup.seen_classes(task)), logits, -np.inf).argmax(axis=-1)
+        return float(np.mean((answers == labels)[:number]))
+
+    @functools.cached_property
+    def _logits(self) -> Callable[[PyTree, jax.Array], jax.Array]:
+        return jax.jit(self.solver.logits)
 
     # -- what is protected
 
-    @property
+    @functools.cached_property
     def layers(self) -> list[str]:
         """Paths of the layers whose updates are projected."""
         return chosen_layers(self.setup, self.options["layers"]) if self.options["projection"] else []
@@ -184,13 +190,23 @@ class GPPDM(GeneratorAndSolver):
 
     def context_inputs(self, params: PyTree, task: int) -> dict[str, np.ndarray]:
         """What the layers that read the context are shown of each of the task's classes: layer -> [in, n]."""
-        setup = self.setup
-        labels = jnp.asarray(setup.groups[task], jnp.int32)
-        x, t = jnp.zeros((len(labels), *setup.image_shape)), jnp.zeros(len(labels), jnp.int32)
-        layers = [layer for layer in self.layers if reads_context(layer)]
-        assert setup.inputs is not None
-        shown = jax.jit(lambda p: setup.inputs(p, x, t, labels, layers))(params)  # type: ignore[misc]
-        return {layer: np.asarray(rows).reshape(-1, rows.shape[-1]).T for layer, rows in shown.items()}
+        setup, classes = self.setup, self.setup.groups[task]
+        labels = np.full(max(map(len, setup.groups)), setup.num_classes, np.int32)  # one shape, filled with "no class"
+        labels[: len(classes)] = classes
+        shown = jax.device_get(self._shown(params, labels))
+        return {layer: rows[: len(classes)].reshape(-1, rows.shape[-1]).T for layer, rows in shown.items()}
+
+    @functools.cached_property
+    def _shown(self) -> Callable[[PyTree, np.ndarray], dict[str, jax.Array]]:
+        """(params, labels int32 [B]) -> layer -> its inputs [B, n, in]; compiled once for all tasks."""
+        setup, layers = self.setup, [layer for layer in self.layers if reads_context(layer)]
+
+        def shown(params: PyTree, labels: jax.Array) -> dict[str, jax.Array]:
+            x, t = jnp.zeros((len(labels), *setup.image_shape)), jnp.zeros(len(labels), jnp.int32)
+            assert setup.inputs is not None
+            return setup.inputs(params, x, t, labels, layers)
+
+        return jax.jit(shown)
 
     def optimizer(self, base: optax.GradientTransformation) -> optax.GradientTransformation:
         options = self.options
