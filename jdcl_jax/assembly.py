@@ -20,7 +20,6 @@ from jdcl_jax.diffusion.sampler import Sampler
 from jdcl_jax.diffusion.schedule import alpha_bars, make_schedule
 from jdcl_jax.diffusion.variational import make_learned_bound
 from jdcl_jax.errors import UserError
-from jdcl_jax.evaluation.evaluate import check_asked
 from jdcl_jax.evaluation.scores import check_counts
 from jdcl_jax.keys import named_key
 from jdcl_jax.methods.method import DENOISER, SOLVER, ClassTerm, Memory, Method, Phase, Setup, Solver
@@ -114,7 +113,7 @@ def _check_parts(config: ml_collections.ConfigDict, method: Method) -> None:
         raise UserError(f"classifier.kind=solver is trained in phases of its own, which {name} has not; write joint")
     if method.setup.with_variance is not None and not method.learns_variance:
         raise UserError(
-            f"diffusion.variance=learned would not be learned by {name}, whose losses are a teacher's answers too; "
+            f"diffusion.variance=learned would not be learned by {name}, whose losses are of eps alone; "
             "write diffusion.variance=fixed_small"
         )
 
@@ -137,10 +136,7 @@ def _check_samples(config: ml_collections.ConfigDict, sequence: TaskSequence) ->
     """Enough of them for every task; where classes are asked for, also of its classes."""
     scores, number, groups = config.evaluation.scores, config.evaluation.num_samples, sequence.groups
     asking = config.model.class_conditional or config.sampler.classifier_guidance > 0
-    sizes = [len(group) for group in groups] if asking and sequence.domains is None else None
-    check_counts(scores, number, len(groups), sizes)
-    if asking:
-        check_asked(scores, number, groups)
+    check_counts(scores, number, len(groups), groups if asking else None)
 
 
 def _check_probes(config: ml_collections.ConfigDict, classes: int) -> None:
@@ -333,12 +329,16 @@ def chain_steps(phases: Sequence[Phase], place: int) -> int:
     return sum(phase.steps for phase in phases[first:last] if phase.observe is None)
 
 
+def _steps_of_run(parts: Parts, network: str) -> int:
+    """Training steps of a network over all tasks."""
+    phases = [phase for task in range(parts.num_tasks) for phase in parts.method.phases(task)]
+    return sum(phase.steps for phase in phases if phase.observe is None and phase.network == network)
+
+
 def phase_optimizer(parts: Parts, steps: int, network: str = DENOISER) -> optax.GradientTransformation:
     """The optimiser of `steps` steps, see `chain_steps`; a learning-rate schedule that is not reset spans the run."""
     train, solver = parts.config.train, parts.config.solver
-    phases = [phase for task in range(parts.num_tasks) for phase in parts.method.phases(task)]
-    whole = sum(phase.steps for phase in phases if phase.observe is None and phase.network == network)
-    horizon = steps if train.reset_optimizer else whole
+    horizon = steps if train.reset_optimizer else _steps_of_run(parts, network)
     if network == SOLVER:
         rate = learning_rate(solver.learning_rate, schedule=solver.schedule, warmup=0, steps=horizon)
         return momentum_sgd(rate, momentum=solver.momentum, weight_decay=solver.weight_decay)

@@ -7,10 +7,11 @@ ends like one that was not.
 """
 
 import functools
+import itertools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -68,6 +69,7 @@ class Experiment:
     def __init__(self, parts: Parts, folder: Workdir, *, command: str, stream: TextIO | None):
         self.parts, self.config, self.folder = parts, parts.config, folder
         self.parallel = Parallel(self.config.parallel.mode)
+        self._by_task = [list(parts.method.phases(task)) for task in range(parts.num_tasks)]
         self._check_batches()
         # Before anything is written: the evaluator finds the last things that can be wrong with the config.
         self.evaluator = Evaluator(parts, self.parallel, Progress(stream=stream).message)
@@ -77,6 +79,7 @@ class Experiment:
         self.results = Results(parts, self.parallel, command)
         self.task, self.phase, self.global_step = 0, 0, 0
         self.entered = False  # whether the phase has begun
+        self._denoiser: tuple[PyTree, PyTree] | None = None  # copies on the host, until it is trained again
         self.state = self._restore_or_start()
         self.writer = Writer(folder.path, resume_step=self.global_step)
         self.progress = Progress(
@@ -121,7 +124,7 @@ class Experiment:
         return {"position": {**position, "entered": self.entered}, "history": self.results.history()}
 
     def _phases(self) -> list[Phase]:
-        return list(self.parts.method.phases(self.task))
+        return self._by_task[self.task]
 
     def _optimizer(self, phase: Phase) -> optax.GradientTransformation:
         """Its learning-rate schedule spans the steps of the present phase and of those that go on with it."""
@@ -136,7 +139,7 @@ class Experiment:
         return math.gcd(self.config.train.steps_per_call, *lengths)
 
     def _all_phases(self) -> list[Phase]:
-        return [phase for task in range(self.parts.num_tasks) for phase in self.parts.method.phases(task)]
+        return list(itertools.chain.from_iterable(self._by_task))
 
     def _total_steps(self) -> int:
         return sum(phase.steps for phase in self._all_phases())
@@ -176,12 +179,15 @@ class Experiment:
     def _learned(self) -> Learned:
         networks = self.state["networks"]
         state, solver = networks[DENOISER], networks.get(SOLVER)
-        own = None if solver is None else solver.params
-        return Learned(*to_host((state.params, state.averaged, state.tracked, own)))
+        if self._denoiser is None:
+            self._denoiser = to_host((state.params, state.averaged))
+        params, averaged = self._denoiser
+        tracked, own = to_host((state.tracked, None if solver is None else solver.params))
+        return Learned(params, averaged, tracked, own)
 
     def _end_phase(self, phase: Phase, *, last: bool) -> None:
         classifying = DENOISER if self.parts.setup.solver is None else SOLVER
-        if phase.observe is None and phase.network == classifying:
+        if phase.observe is None and phase.network == classifying and phase.measured:
             found = self.evaluator.accuracy_by_task(self.state["networks"], self.task)
             self.results.add_phase(self.task, phase.name, found)
         if last:
@@ -206,6 +212,8 @@ class Experiment:
         start = self.parts.method.start(self.state["memory"], self.task, phase)
         state = begin_phase(networks[phase.network], self._optimizer(phase), reset_optimizer=reset, params=start)
         networks[phase.network] = self.parallel.replicate(state)
+        if phase.network == DENOISER and (phase.observe is None or start is not None):
+            self._denoiser = None
         self.entered = True
 
     def _run_phase(self, phase: Phase) -> None:
@@ -234,20 +242,9 @@ class Experiment:
         self.progress.finish()
 
     def _context(self, phase: Phase) -> Context:
-        key = named_key(self.config.seed, "task", self.task, *self._key_name(phase))
+        key = named_key(self.config.seed, "task", self.task, *key_name(self._phases(), self.phase))
         method = self.parts.method.context(self.state["memory"], self.task)
         return self.parallel.replicate(Context(key=key, pool=self.pool, method=method))
-
-    def _key_name(self, phase: Phase) -> tuple[str | int, ...]:
-        """Training phases by number, not by name: methods that are compared see the same examples and noise.
-
-        An observation that comes again in a task has its turn in its name, so that it draws anew.
-        """
-        before = self._phases()[: self.phase]
-        if phase.observe is None:
-            return "phase", sum(other.observe is None for other in before)
-        turn = sum(other.name == phase.name for other in before)
-        return ("observe", phase.name, turn) if turn else ("observe", phase.name)
 
     def _compile(self, phase: Phase, *arguments: Any) -> tuple[Callable[..., Any], float]:
         """Compiled once per name of a phase for the whole run; 0 seconds if it was there already.
@@ -294,6 +291,19 @@ class Experiment:
         self.writer.write_scalars(self.global_step, {**facts, **found.evaluation.union, **errors})
         self.writer.write_images(self.global_step, {"samples": found.images[:GRID_IMAGES]})
         self.folder.write_results(self.results.as_dict("running"))
+
+
+def key_name(phases: Sequence[Phase], place: int) -> tuple[str | int, ...]:
+    """Names the random numbers of one of a task's phases.
+
+    Training phases by number, not by name: methods that are compared see the same examples and noise. An observation
+    that comes again in a task has its turn in its name, so that it draws anew.
+    """
+    phase, before = phases[place], phases[:place]
+    if phase.observe is None:
+        return "phase", sum(other.observe is None for other in before)
+    turn = sum(other.name == phase.name for other in before)
+    return ("observe", phase.name, turn) if turn else ("observe", phase.name)
 
 
 class _PhaseLog:

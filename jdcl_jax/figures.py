@@ -72,7 +72,10 @@ def _phases(run: Run) -> Figure:
 def _logits(run: Run, task: int, num: int) -> Figure:
     restored = restore(run.path, task)
     if restored.parts.setup.classifier is None:
-        raise UserError(f"{run.name} does not classify; write classifier.kind=joint in a new run")
+        raise UserError(
+            f"logits are of a classifier that learns with the denoiser, which {run.name} has not; "
+            "write classifier.kind=joint in a new run"
+        )
     real, generated = own_logits(restored, num)
     title = f"{run.method} on {run.dataset}, seed {run.seed}, after task {restored.task}"
     return logits_figure(real, generated, title)

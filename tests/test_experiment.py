@@ -358,20 +358,12 @@ def test_a_learning_rate_that_destroys_the_network_is_noticed(tiny_config, tmp_p
     assert metrics(tmp_path / "run") == []
 
 
-def test_training_sees_the_same_examples_and_noise_whether_or_not_something_is_observed_before_it(
-    tiny_config, tmp_path
-) -> None:
+def test_training_sees_the_same_examples_and_noise_whether_or_not_something_is_observed_before_it(tiny_config) -> None:
     """Stored replay draws before it trains; only what is replayed may differ from fresh replay."""
 
     def keys(*words: str) -> dict[str, tuple]:
-        parts = assemble(tiny_config("gd", *words))
-        run = object.__new__(experiment.Experiment)
-        run.parts, run.task = parts, 1
-        found = {}
-        for number, phase in enumerate(run._phases()):
-            run.phase = number
-            found[phase.name] = run._key_name(phase)
-        return found
+        phases = assemble(tiny_config("gd", *words)).method.phases(1)
+        return {phase.name: experiment.key_name(phases, place) for place, phase in enumerate(phases)}
 
     fresh, stored = keys(), keys("method.replay=stored", "method.stored_per_class=4")
     assert set(fresh) == {"distil"}

@@ -186,7 +186,7 @@ def test_a_run_that_does_not_classify_is_named(kind, made, tmp_path, capsys) -> 
 
 def test_logits_of_a_run_that_does_not_classify_are_refused(gd_run, tmp_path, capsys) -> None:
     line = refusal(capsys, "logits", gd_run.workdir, f"--out={tmp_path / 'picture.png'}")
-    assert f"{gd_run.workdir} does not classify; write classifier.kind=joint" in line
+    assert f"which {gd_run.workdir} has not; write classifier.kind=joint" in line
 
 
 def test_logits_after_a_task_that_is_not_there_are_refused(classifying, small, tmp_path, capsys) -> None:

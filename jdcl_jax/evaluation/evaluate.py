@@ -1,12 +1,12 @@
 """All scores of one generator after one task: one row of every matrix R."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from jdcl_jax.errors import UserError
-from jdcl_jax.evaluation.assign import asked, asked_until, assign
+from jdcl_jax.evaluation.assign import asked, assign
 from jdcl_jax.evaluation.coverage import by_task, class_histogram
 from jdcl_jax.evaluation.features import Classifier, FeatureExtractor
 from jdcl_jax.evaluation.real import RealSide
@@ -151,25 +151,6 @@ def evaluate_generator(
         num_generated={name: entry.num_generated for name, entry in entries.items()},
         num_real={name: entry.num_real for name, entry in entries.items()},
     )
-
-
-def check_asked(names: Iterable[str], num_samples: int, groups: Sequence[Sequence[int]]) -> None:
-    """Checks before a run that samples which run through the seen classes in turn are enough for every task.
-
-    Args:
-        names: scores.
-        num_samples: generated images after each task.
-        groups: the classes of each task; a class may be in several.
-
-    Raises:
-        UserError: a score would get fewer images of a task than it needs.
-    """
-    for name, score in select(names).items():
-        if isinstance(score, FeatureScore | LabelScore) and num_samples < (enough := asked_until(groups, score.least)):
-            raise UserError(
-                f"{num_samples} generated images are too few for {name} of each of {len(groups)} tasks: "
-                f"generate at least {enough}"
-            )
 
 
 def _check(

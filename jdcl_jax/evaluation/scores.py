@@ -12,6 +12,7 @@ import numpy as np
 
 from jdcl_jax.errors import UserError
 from jdcl_jax.evaluation import coverage, frechet, kernel, precision_recall
+from jdcl_jax.evaluation.assign import asked_until
 from jdcl_jax.evaluation.real import RealSet
 from jdcl_jax.evaluation.samples import PAIRWISE_CAP
 
@@ -280,7 +281,7 @@ def check_conditional(names: Iterable[str], conditional: bool) -> None:
 
 
 def check_counts(
-    names: Iterable[str], num_samples: int, num_tasks: int, group_sizes: Sequence[int] | None = None
+    names: Iterable[str], num_samples: int, num_tasks: int, groups: Sequence[Sequence[int]] | None = None
 ) -> None:
     """Checks before a run that every score is defined with so many generated images.
 
@@ -288,23 +289,17 @@ def check_counts(
         names: scores.
         num_samples: generated images after each task.
         num_tasks: number of tasks of the run.
-        group_sizes: how many classes each task has, if the denoiser is conditional and its samples run
-            through the seen classes in turn; then a task has no more images than were asked for it.
+        groups: the classes of each task, if the denoiser is conditional and its samples run through the
+            seen classes in turn; then a task has no more images than were asked for its classes.
 
     Raises:
         UserError: a score would get fewer images per task than it needs.
     """
     for name, score in select(names).items():
-        enough = max([score.least * num_tasks, *_until_asked(score.least, group_sizes or ())])
+        share = score.least * num_tasks  # a task is judged by its share of all images at most
+        enough = max(share, asked_until(groups, score.least)) if groups else share
         if num_samples < enough:
             raise UserError(
                 f"{num_samples} generated images for {num_tasks} tasks are too few for {name}: "
                 f"generate at least {enough}"
             )
-
-
-def _until_asked(least: int, group_sizes: Sequence[int]) -> list[int]:
-    """How many samples it takes until each task had `least`, when sample i shows class i modulo their number."""
-    rounds = [divmod(least - 1, size) for size in group_sizes]
-    starts = [sum(group_sizes[:task]) for task in range(len(group_sizes))]
-    return [whole * sum(group_sizes) + start + rest + 1 for (whole, rest), start in zip(rounds, starts, strict=True)]

@@ -87,7 +87,8 @@ class GUIDE(GeneratorAndSolver):
             left -= steps
             later = bool(chunks)
             drawn = replace(self._guided_phase(), continues=later, scored=left == 0)
-            chunks += [drawn, self.solver_phase(task, steps, continues=later, stored="guided")]
+            solved = self.solver_phase(task, steps, continues=later, stored="guided")
+            chunks += [drawn, replace(solved, measured=left == 0)]
         return [draw, self.generator_phase(task), *chunks]
 
     def _guided_phase(self) -> Phase:

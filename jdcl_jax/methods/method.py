@@ -185,6 +185,7 @@ class Phase:
       track: what is added up in `TrainState.tracked` at every update.
       network: which network is updated.
       continues: keeps the optimiser's state of the phase before, whatever the config says.
+      measured: where it trains what classifies, accuracy is measured after it.
       scored: it draws images of old tasks whose quality is to be measured, `Method.replay_set`.
     """
 
@@ -199,6 +200,7 @@ class Phase:
     track: Track | None = None
     network: str = DENOISER
     continues: bool = False
+    measured: bool = True
     scored: bool = False
 
     def __post_init__(self) -> None:

@@ -1,7 +1,5 @@
 """One row of every matrix, on 'images' whose pixels are their features and class."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -12,27 +10,10 @@ from jdcl_jax.evaluation.kernel import kernel_distance
 from jdcl_jax.evaluation.precision_recall import precision_and_recall
 from jdcl_jax.evaluation.real import RealSide
 from jdcl_jax.evaluation.scores import Measured
+from pixel_images import PixelClassifier, images_of, sequence_of
 
 # Three tasks; the classes of a task are not neighbours.
 GROUPS = ((4, 1), (0, 3), (2, 5))
-NEAR, FAR = 0.9, 0.02
-
-
-class PixelClassifier:
-    """Class: the first pixel; features: the other three. Counts how many images it saw."""
-
-    name = "classifier"
-
-    def __init__(self):
-        self.images_seen = 0
-
-    def __call__(self, images):
-        return self.features_and_probabilities(images)[0]
-
-    def features_and_probabilities(self, images):
-        self.images_seen += len(images)
-        pixels = images.reshape(len(images), 4)
-        return pixels[:, 1:].astype(np.float32), np.where(np.eye(6)[pixels[:, 0]], NEAR, FAR)
 
 
 class DoublePixels:
@@ -42,21 +23,10 @@ class DoublePixels:
         return 2 * images.reshape(len(images), 4)[:, 1:].astype(np.float32)
 
 
-def images_of(labels, seed):
-    pixels = np.random.default_rng(seed).integers(0, 50, size=(len(labels), 4), dtype=np.uint8)
-    pixels[:, 0] = labels
-    pixels[:, 1] += 3 * np.asarray(labels, np.uint8)
-    return pixels.reshape(-1, 2, 2, 1)
-
-
 @pytest.fixture
 def sequence():
     """Tasks of 10, 12 and 8 test images."""
-    counts = np.array([10, 12, 8], np.int32)
-    labels = np.concatenate([np.resize(group, count) for group, count in zip(GROUPS, counts, strict=True)])
-    starts = np.cumsum(counts) - counts
-    test = SimpleNamespace(images=images_of(labels, 0), labels=labels, starts=starts, counts=counts)
-    return SimpleNamespace(groups=GROUPS, test=test)
+    return sequence_of(GROUPS, [np.resize(group, count) for group, count in zip(GROUPS, (10, 12, 8), strict=True)])
 
 
 # 18 generated images, so 6 per task; 9 of task 1, 4 of task 2, 5 of the unseen task 3.

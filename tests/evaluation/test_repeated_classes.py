@@ -1,51 +1,25 @@
 """Scores where the same classes come again in later tasks: sessions of one set of classes."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from jdcl_jax.errors import UserError
 from jdcl_jax.evaluation.assign import asked_until
 from jdcl_jax.evaluation.coverage import ard_by_class, by_task, kld_by_class
-from jdcl_jax.evaluation.evaluate import check_asked, evaluate_generator
+from jdcl_jax.evaluation.evaluate import evaluate_generator
 from jdcl_jax.evaluation.frechet import frechet_distance_of_features
 from jdcl_jax.evaluation.real import RealSide
+from jdcl_jax.evaluation.scores import check_counts
+from pixel_images import PixelClassifier, features, images_of, sequence_of
 
 # Class 1 comes in all three tasks, class 2 in the first two, class 0 in the last two.
 GROUPS = ((2, 1), (0, 1, 2), (0, 1))
 COUNTS = np.array([[0, 5, 7], [6, 3, 2], [4, 4, 0]])  # test images, [task, class]
 
 
-class PixelClassifier:
-    """Class: the first pixel; features: the other three."""
-
-    name = "classifier"
-
-    def __call__(self, images):
-        return self.features_and_probabilities(images)[0]
-
-    def features_and_probabilities(self, images):
-        pixels = images.reshape(len(images), 4)
-        return pixels[:, 1:].astype(np.float32), np.where(np.eye(3)[pixels[:, 0]], 0.9, 0.05)
-
-
-def images_of(labels, seed):
-    pixels = np.random.default_rng(seed).integers(0, 50, size=(len(labels), 4), dtype=np.uint8)
-    pixels[:, 0] = labels
-    return pixels.reshape(-1, 2, 2, 1)
-
-
-def features(images):
-    return images.reshape(-1, 4)[:, 1:].astype(float)
-
-
 @pytest.fixture
 def sequence():
-    labels = np.concatenate([np.repeat(np.arange(3), counts) for counts in COUNTS])
-    counts = COUNTS.sum(axis=1)
-    test = SimpleNamespace(images=images_of(labels, 0), labels=labels, starts=np.cumsum(counts) - counts, counts=counts)
-    return SimpleNamespace(groups=GROUPS, test=test)
+    return sequence_of(GROUPS, [np.repeat(np.arange(3), counts) for counts in COUNTS])
 
 
 SHOWN = np.array([2, 1, 1, 0, 2, 2, 1, 0, 1, 2, 1, 0, 0, 1, 1, 2, 0, 1])  # what the classifier sees: 5, 8, 5
@@ -54,7 +28,7 @@ ASKED = np.resize([2, 1, 0], 18)
 
 def run(sequence, scores, task, **more):
     return evaluate_generator(
-        images_of(SHOWN, 1), RealSide(sequence), task=task, scores=scores, classifier=PixelClassifier(), **more
+        images_of(SHOWN, 1), RealSide(sequence), task=task, scores=scores, classifier=PixelClassifier(3), **more
     )
 
 
@@ -138,7 +112,13 @@ def test_so_many_samples_are_just_enough_for_every_task(groups, least):
 
 def test_too_few_samples_for_a_task_are_refused_before_the_run():
     groups = ((0,), tuple(range(10)))  # precision needs 4 of a task; the fourth image of class 0 is the 31st
-    check_asked(["precision_classifier", "kld", "eps_mse"], 31, groups)
-    with pytest.raises(UserError, match=r"30 generated images are too few for precision_classifier .* at least 31"):
-        check_asked(["fd_classifier", "precision_classifier"], 30, groups)
-    check_asked(["kld", "eps_mse"], 1, groups)
+    check_counts(["precision_classifier", "kld", "eps_mse"], 31, 2, groups)
+    with pytest.raises(UserError, match=r"30 .* too few for precision_classifier: generate at least 31"):
+        check_counts(["fd_classifier", "precision_classifier"], 30, 2, groups)
+
+
+def test_a_task_whose_classes_all_tasks_have_is_judged_by_its_share_of_all_images():
+    sessions = ((0, 1), (0, 1), (0, 1))
+    check_counts(["precision_classifier"], 12, 3, sessions)
+    with pytest.raises(UserError, match="at least 12"):
+        check_counts(["precision_classifier"], 11, 3, sessions)

@@ -1,49 +1,21 @@
 """Scores of what is replayed, on 'images' whose pixels are their features and class."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from jdcl_jax.evaluation.frechet import frechet_distance_of_features
 from jdcl_jax.evaluation.real import RealSide
 from jdcl_jax.evaluation.replay import REPLAY_SCORES, replay_quality
+from pixel_images import PixelClassifier, features, images_of, sequence_of
 
 GROUPS = ((4, 1), (0, 3), (2, 5))
-
-
-class PixelClassifier:
-    """Class: the first pixel; features: the other three."""
-
-    name = "classifier"
-
-    def __call__(self, images):
-        return self.features_and_probabilities(images)[0]
-
-    def features_and_probabilities(self, images):
-        pixels = images.reshape(len(images), 4)
-        return pixels[:, 1:].astype(np.float32), np.eye(6)[pixels[:, 0]]
-
-
-def images_of(labels, seed):
-    pixels = np.random.default_rng(seed).integers(0, 50, size=(len(labels), 4), dtype=np.uint8)
-    pixels[:, 0] = labels
-    pixels[:, 1] += 3 * np.asarray(labels, np.uint8)
-    return pixels.reshape(-1, 2, 2, 1)
 
 
 @pytest.fixture
 def real() -> RealSide:
     """Tasks of 10, 12 and 8 test images."""
-    counts = np.array([10, 12, 8], np.int32)
-    labels = np.concatenate([np.resize(group, count) for group, count in zip(GROUPS, counts, strict=True)])
-    starts = np.cumsum(counts) - counts
-    test = SimpleNamespace(images=images_of(labels, 0), labels=labels, starts=starts, counts=counts)
-    return RealSide(SimpleNamespace(groups=GROUPS, test=test))
-
-
-def features(images) -> np.ndarray:
-    return images.reshape(len(images), 4)[:, 1:].astype(np.float64)
+    labels = [np.resize(group, count) for group, count in zip(GROUPS, (10, 12, 8), strict=True)]
+    return RealSide(sequence_of(GROUPS, labels))
 
 
 def test_each_old_task_is_compared_by_the_images_that_stand_for_its_classes(real) -> None:

@@ -65,20 +65,26 @@ def test_too_few_samples_are_refused_before_the_run():
         check_counts(["fd_classifier", "precision_classifier"], num_samples=19, num_tasks=5)
 
 
+def groups_of(sizes):
+    """Classes 0, 1, 2, ... in tasks of these sizes."""
+    ends = np.cumsum(sizes)
+    return [range(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
 def test_a_conditional_run_needs_enough_images_asked_for_each_task():
     # Tasks of 25 and 2 classes: the samples 25, 26, 52 and 53, from 0, show task 2. Precision needs 4 of them.
-    check_counts(["precision_classifier"], 54, 2, group_sizes=[25, 2])
+    check_counts(["precision_classifier"], 54, 2, groups_of([25, 2]))
     with pytest.raises(UserError, match=r"53 generated images for 2 tasks .* precision_classifier: .* at least 54$"):
-        check_counts(["precision_classifier"], 53, 2, group_sizes=[25, 2])
-    check_counts(["fd_classifier", "kld"], 27, 2, group_sizes=[25, 2])  # the Frechet distance needs 2
+        check_counts(["precision_classifier"], 53, 2, groups_of([25, 2]))
+    check_counts(["fd_classifier", "kld"], 27, 2, groups_of([25, 2]))  # the Frechet distance needs 2
     # Three tasks of three: the fourth image of the last task is sample 9 + 6 of the second round.
-    check_counts(["precision_classifier"], 16, 3, group_sizes=[3, 3, 3])
+    check_counts(["precision_classifier"], 16, 3, groups_of([3, 3, 3]))
     with pytest.raises(UserError, match=r"at least 16$"):
-        check_counts(["precision_classifier"], 15, 3, group_sizes=[3, 3, 3])
+        check_counts(["precision_classifier"], 15, 3, groups_of([3, 3, 3]))
     # A task uses no more than its share of all images, however many were asked for it.
     with pytest.raises(UserError, match=r"at least 8$"):
-        check_counts(["precision_classifier"], 7, 2, group_sizes=[1, 1])
-    check_counts(["precision_classifier"], 8, 2, group_sizes=[1, 1])
+        check_counts(["precision_classifier"], 7, 2, groups_of([1, 1]))
+    check_counts(["precision_classifier"], 8, 2, groups_of([1, 1]))
 
 
 @pytest.mark.parametrize("sizes", [[1, 1], [3, 3, 3], [2, 5], [5, 1, 2]])
@@ -91,10 +97,10 @@ def test_what_passes_is_enough_for_labels_in_turn_and_one_less_is_not(sizes):
 
     for num_samples in range(1, 40):
         if smallest(num_samples) >= 4:
-            check_counts(["precision_classifier"], num_samples, len(sizes), sizes)
+            check_counts(["precision_classifier"], num_samples, len(sizes), groups_of(sizes))
         else:
             with pytest.raises(UserError):
-                check_counts(["precision_classifier"], num_samples, len(sizes), sizes)
+                check_counts(["precision_classifier"], num_samples, len(sizes), groups_of(sizes))
 
 
 def test_a_score_of_labels_is_refused_for_an_unconditional_denoiser():
