@@ -23,6 +23,9 @@ import ml_collections
 
 from jdcl_jax.config import default_config, set_method, with_arguments
 
+OPTIONS = {"guide": {"method.target": "asked"}}
+"""GUIDE's own target, a class that only the current task has, is not there where all tasks have the same classes."""
+
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """arg: a method and key=value pairs, such as "er,seed=1"."""
@@ -31,4 +34,4 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.name = "core50"
     config.tasks.update(domain="session", num_tasks=0, groups="1x8")
     config.train.steps = 50_000
-    return with_arguments(config, arg)
+    return with_arguments(config, arg, options=OPTIONS)

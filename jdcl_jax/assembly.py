@@ -126,7 +126,7 @@ def _check_warmup(config: ml_collections.ConfigDict, method: Method) -> None:
         phases = list(method.phases(task))
         for place, phase in enumerate(phases):
             steps = chain_steps(phases, place)
-            if phase.observe is None and config.train.warmup >= steps:
+            if phase.observe is None and phase.network == DENOISER and config.train.warmup >= steps:
                 raise UserError(
                     f"train.warmup={config.train.warmup} is not below the {steps} steps of the phase {phase.name}"
                 )

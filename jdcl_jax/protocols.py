@@ -105,7 +105,8 @@ def gppdm(config: ml_collections.ConfigDict) -> None:
     """GPPDM's network and training in its released code, the version before the projection (arXiv 2312.06710 [code]).
 
     144.2 M parameters at 64x64. Its context is one token, which teaches neither queries nor keys; a second one, of the
-    prototype, learned prototypes and the projection are the default here. Not stated: averaged weights, the
+    prototype, learned prototypes and the projection are the default here. Label embeddings are learned; the released
+    ones are fixed and of 768 entries, which `context.embeddings=FILE` reads. Not stated: averaged weights, the
     classifier's training, how many samples are scored.
     """
     _generator_and_solver(config, "gppdm")
@@ -162,7 +163,7 @@ def reduced(config: ml_collections.ConfigDict) -> None:
     config.tasks.first = 2
     config.model.update(channels=(16, 32, 64), layers_per_block=1, attention_resolutions=(), groups=8)
     config.classifier.update(hidden=256, weight=0.05)
-    config.context.update(width=64, resolutions=(8,))
+    config.context.update(width=64, resolutions=(max(8, config.data.image_size // 4),))
     config.solver.network = "cnn"
     config.views.update(magnitude=5, cutout=0.25)
     config.train.update(epochs=0, batch_size=16, learning_rate=1e-3, ema=0.995, log_every=50)

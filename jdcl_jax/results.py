@@ -75,7 +75,7 @@ class Results:
         self._history["replay"][str(task - 1)] = {
             "rows": {name: [_number(v) for v in row] for name, row in quality.rows.items()},
             "union": {name: _number(value) for name, value in quality.union.items()},
-            "images": [int(n) for n in quality.images],
+            "images": {"per_task": [int(n) for n in quality.images], "union": quality.total},
         }
 
     def add_training(self, task: int, phase: Phase, steps: int, images: int, seconds: float, compiling: float) -> None:
@@ -198,13 +198,12 @@ class Results:
             for task, found in drawn.items():
                 matrix[int(task)] = [np.nan if value is None else value for value in found["rows"][name]]
                 union[int(task)] = found["union"][name]
-            images = drawn[max(drawn, key=int)]["images"]
             out[name] = {
                 "lower_is_better": lower,
                 "description": words,
                 "matrix": matrix,
                 "union": union,
-                "num_generated": {"per_task": images, "union": sum(images)},
+                "num_generated": drawn[max(drawn, key=int)]["images"],
                 "num_real": {},
                 "summary": summarise(matrix, union, lower) if len(drawn) == tasks - 1 else {},
             }

@@ -146,7 +146,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--towards", type=int, default=None, help="class to which a classifier of its own guides, whatever is asked for"
     )
-    parser.add_argument("--scale", type=float, default=None, help="of --towards, 1 if not given; below 0 guides away")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=None,
+        help="of --towards, 1 if not given; below 0 guides away; eps is recomputed after clipping, at 0 too",
+    )
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="the picture to write (PNG)")
     arguments = parser.parse_args(argv)
     plain_logging()

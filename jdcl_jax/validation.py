@@ -202,19 +202,16 @@ def _validate_model(config: ml_collections.ConfigDict) -> None:
 def _validate_context(config: ml_collections.ConfigDict) -> None:
     if config.model.conditioning == "time":
         return
-    context, defaults = config.context, default_config().context
+    context = config.context
     if not config.model.class_conditional:
         raise UserError("model.conditioning=context is of a conditional denoiser; write model.class_conditional=True")
     if not context.resolutions:
         raise UserError(
             "context.resolutions is empty, and no block would attend to the context; write some, such as (4,)"
         )
-    if context.embeddings and context.label_width != defaults.label_width:
-        raise UserError("context.label_width has no effect beside context.embeddings; leave it out")
-    if config.data.image_size and config.data.image_size > context.pooled and config.data.image_size % context.pooled:
-        raise UserError(
-            f"context.pooled={context.pooled} does not divide data.image_size={config.data.image_size}; write a divisor"
-        )
+    size, pooled = config.data.image_size, context.pooled
+    if context.prototypes in ("token", "both") and size > pooled and size % pooled:
+        raise UserError(f"context.pooled={pooled} does not divide data.image_size={size}; write a divisor")
 
 
 def _check_widths(config: ml_collections.ConfigDict, key: str) -> None:

@@ -88,6 +88,20 @@ def test_a_method_runs_through_the_sessions(words, config_of, tmp_path) -> None:
         assert np.isfinite(found).all()
 
 
+def test_guide_rehearses_in_a_session_the_classes_of_all(config_of, tmp_path) -> None:
+    words = (
+        "guide", "classifier.kind=solver", "solver.steps=8", "method.target=asked", "method.guided_images=16",
+        "method.replay_steps=3", "evaluation.scores=('accuracy',)",
+    )  # fmt: skip
+    results = run(config_of(*words), tmp_path / "run")
+    assert all(np.isfinite(row).all() for row in rows(results, "accuracy"))
+    replayed = results["scores"]["fd_replay"]
+    assert replayed["num_generated"] == {"per_task": [16, 16, 0], "union": 16}
+    assert np.isfinite(np.array(replayed["matrix"][1][:2], float)).all()
+    with pytest.raises(UserError, match=r"write method\.target=asked"):
+        assemble(config_of(*words, "method.target=new"))
+
+
 def test_every_task_is_one_session_whatever_their_order(config_of) -> None:
     config = config_of("finetune")
     plain = assemble(config).sequence

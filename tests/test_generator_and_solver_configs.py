@@ -26,6 +26,11 @@ def test_the_name_alone_makes_a_config_of_every_data_set(file, name, config_file
     )
 
 
+def test_guide_asks_for_the_class_itself_where_all_tasks_have_the_same_classes(config_file) -> None:
+    assert config_file("core50").get_config("guide").method.target == "asked"
+    assert config_file("cifar10").get_config("guide").method.target == "new"
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("file", ["fashion_mnist", "cifar10"])
 def test_reduced_runs_are_there_for_them_too(file, name, config_file) -> None:
@@ -106,7 +111,6 @@ def test_a_method_of_another_name_keeps_its_own_beside_these_presets(config_file
         ("gppdm,context.resolutions=()", "context.resolutions is empty"),
         ("gppdm,context.resolutions=(16,8,5)", "context.resolutions has 5"),
         ("gppdm,context.pooled=7", "context.pooled=7 does not divide data.image_size=32"),
-        ("gppdm,context.embeddings=a.npz,context.label_width=3", "context.label_width has no effect"),
         ("gppdm,context.prototypes=all", "both, channels, token, none"),
         ("ddgr,solver.network=vgg", "resnet18, resnet32, cnn"),
         ("ddgr,solver.learning_rate=0.0", "solver.learning_rate is 0.0"),

@@ -124,6 +124,34 @@ def test_what_was_shown_of_images_at_sampled_timesteps_is_protected_too(protecte
         np.testing.assert_allclose(vectors.T @ kernel, np.asarray(kept["kept"])[:rank], atol=2e-6)
 
 
+def test_layers_are_protected_on_what_the_generator_that_is_kept_is_shown(protected) -> None:
+    """Beside an image conv_in is shown a prototype: that of the averaged weights, which stays, not that of the raw."""
+    tracked = protected.state(1)["networks"][DENOISER].tracked
+    shown = np.asarray(tracked["columns"]["unet/conv_in"]).reshape(8, 8, 2, -1)[:, :, 1].reshape(64, -1).T
+    shown = shown[shown.any(axis=1)]  # a label that was dropped has no prototype
+    raw = protected.state(1)["networks"][DENOISER].params
+    away = {}
+    for name, params in (("kept", protected.generator(1)), ("raw", raw)):
+        prototypes = np.asarray(params["conditioner"]["prototypes"])[GROUPS[0]].reshape(1, 2, 64)
+        away[name] = np.abs(shown[:, None] - prototypes).max(axis=2).min(axis=1)
+    assert len(shown) > 10
+    assert away["kept"].max() < 1e-6
+    assert away["raw"].min() > 1e-3
+
+
+def test_prototypes_that_are_channels_only_need_no_list_of_layers(tiny_config) -> None:
+    method = assemble(tiny_config(*WORDS, "context.prototypes=channels")).method
+    assert method.layers == ["conditioner/label", "unet/cross/key", "unet/cross/value"]
+    with pytest.raises(UserError, match="no layer matches 'conditioner/prototype'"):
+        assemble(tiny_config(*WORDS, "context.prototypes=channels", "method.layers=conditioner/prototype"))
+
+
+def test_warm_up_is_the_denoisers_and_may_be_longer_than_the_classifier_trains(tiny_config) -> None:
+    assemble(tiny_config(*WORDS, "train.warmup=20", "solver.steps=10"))
+    with pytest.raises(UserError, match=r"train\.warmup=30 is not below"):
+        assemble(tiny_config(*WORDS, "train.warmup=30", "solver.steps=10"))
+
+
 def test_a_prototype_moves_in_its_own_task_and_not_by_a_bit_in_any_other(protected) -> None:
     rows = [np.asarray(protected.generator(task)["conditioner"]["prototypes"]) for task in (1, 2, 3)]
     raw = [
@@ -266,7 +294,9 @@ def test_metrics_of_both_losses_are_logged(protected) -> None:
         (("method.prototypes=False", "method.prototype_start=mean"), "no effect with method.prototypes=False"),
         (("context.prototypes=none",), "write model.conditioning=context and context.prototypes=both"),
         (("model.conditioning=time",), "write model.conditioning=context"),
-        (("context.embeddings=nowhere.npz", "context.label_width=768"), "nowhere.npz can't be read"),
+        (("method.prototype_update=none", "method.prototype_rate=0.1"), "no effect with method.prototype_update=none"),
+        (("method.samples=32",), "method.samples is of layers whose inputs depend on x_t"),
+        (("context.embeddings=nowhere.npz",), "nowhere.npz can't be read"),
         (("context.resolutions=(4,)",), "context.resolutions has 4"),
     ],
 )
@@ -288,7 +318,7 @@ def vectors() -> dict[str, np.ndarray]:
 
 def test_label_embeddings_may_come_from_a_file_and_are_no_parameters_then(tiny_config, vectors, tmp_path) -> None:
     np.savez(tmp_path / "words.npz", **vectors, unused=np.zeros(3))
-    words = (f"context.embeddings={tmp_path / 'words.npz'}", "context.label_width=768", "tasks.first=2")
+    words = (f"context.embeddings={tmp_path / 'words.npz'}", "tasks.first=2")
     config = tiny_config(*WORDS, *words, "train.steps=4", "solver.steps=4")
     run(config, tmp_path / "run")
     state = saved(tmp_path / "run", config, 2)["memory"]["generator"]["conditioner"]
@@ -311,7 +341,7 @@ def test_label_embeddings_may_come_from_a_file_and_are_no_parameters_then(tiny_c
 def test_a_file_that_does_not_fit_the_classes_is_refused(change, message, tiny_config, vectors, tmp_path) -> None:
     change(vectors)
     np.savez(tmp_path / "words.npz", **vectors)
-    words = (f"context.embeddings={tmp_path / 'words.npz'}", "context.label_width=768")
+    words = (f"context.embeddings={tmp_path / 'words.npz'}",)
     with pytest.raises(UserError) as found:
         run(tiny_config(*WORDS, *words), tmp_path / "run")
     assert message in str(found.value)

@@ -43,11 +43,13 @@ class ReplayQuality:
         rows: score -> values by task.
         union: score -> value on the images of all old tasks.
         images: how many images each task has, int [T].
+        total: how many there are.
     """
 
     rows: dict[str, np.ndarray]
     union: dict[str, float]
     images: np.ndarray
+    total: int
 
 
 def replay_quality(
@@ -72,9 +74,11 @@ def replay_quality(
         if len(rows) >= LEAST:
             distances[seen] = frechet_distance(real.task(classifier, seen).statistics, statistics(features[rows]))
             shares[seen] = float(np.mean(right[rows]))
-    union = frechet_distance(real.seen(classifier, task).statistics, statistics(features))
+    enough = len(images) >= LEAST
+    union = frechet_distance(real.seen(classifier, task).statistics, statistics(features)) if enough else np.nan
     return ReplayQuality(
         {"fd_replay": distances, "label_accuracy_replay": shares},
         {"fd_replay": union, "label_accuracy_replay": float(np.mean(right))},
         counts,
+        len(images),
     )

@@ -198,7 +198,10 @@ SCORES: dict[str, Score] = {
     "eps_mse": MeasuredScore(
         "Mean over all t of the mean squared error of the predicted noise, held-out test images", True, "likelihood"
     ),
-    "accuracy": _accuracy("any class of the data set may be answered (class-incremental), test images"),
+    "accuracy": _accuracy(
+        "any class of the data set may be answered, or by a classifier apart any seen so far (class-incremental), "
+        "test images"
+    ),
     "accuracy_masked": _accuracy("the task is told and only its classes may be answered (task-aware), test images"),
     "accuracy_by_class": _accuracy("class-incremental, the mean over classes of each one's share, test images"),
     "accuracy_masked_by_class": _accuracy("task-aware, the mean over classes of each one's share, test images"),

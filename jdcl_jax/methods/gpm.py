@@ -160,8 +160,17 @@ def _shapes(setup: Setup, params: PyTree, layers: Sequence[str]) -> dict[str, in
     return {layer: rows.shape[1] for layer, rows in found.items()}
 
 
-def represent_phase(setup: Setup, layers: Sequence[str], options: Mapping[str, Any], current: Stream) -> Phase:
-    """Fills `TrainState.tracked["columns"]` with inputs of the layers, over images noised to timesteps of their own."""
+def represent_phase(
+    setup: Setup,
+    layers: Sequence[str],
+    options: Mapping[str, Any],
+    current: Stream,
+    shown_by: Callable[[Context], PyTree] | None = None,
+) -> Phase:
+    """Fills `TrainState.tracked["columns"]` with inputs of the layers, over images noised to timesteps of their own.
+
+    They are inputs in the network in training, or in the one that `shown_by` finds, from which the next task starts.
+    """
     size = options["batch_size"]
 
     def observe(
@@ -170,7 +179,8 @@ def represent_phase(setup: Setup, layers: Sequence[str], options: Mapping[str, A
         examples = batch["current"]
         noised = noise_examples(setup, examples)
         assert setup.inputs is not None
-        shown = setup.inputs(params, noised.x_t, noised.t, noised.labels, layers)
+        of = params if shown_by is None else shown_by(context)
+        shown = setup.inputs(of, noised.x_t, noised.t, noised.labels, layers)
         rows = over.gather({layer: _some(x, examples.key, options["positions"]) for layer, x in shown.items()})
         columns = dict(tracked[COLUMNS])
         for layer, x in rows.items():

@@ -48,7 +48,7 @@ from jdcl_jax.methods.prototypes import (
 )
 from jdcl_jax.methods.stored_replay import store_size
 from jdcl_jax.training.projection import threshold_at
-from jdcl_jax.training.state import PyTree
+from jdcl_jax.training.state import Context, PyTree
 from jdcl_jax.training.step import Tracked
 
 CONTEXT_LAYERS = ("conditioner/label", "conditioner/prototype")
@@ -113,8 +113,13 @@ class GPPDM(GeneratorAndSolver):
         for switch in ("prototypes", "projection"):
             for key in changed & DEPENDENT[switch] if not options[switch] else ():
                 raise UserError(f"method.{key} has no effect with method.{switch}=False; leave it out")
+        if "prototype_rate" in changed and options["prototype_update"] == "none":
+            raise UserError("method.prototype_rate has no effect with method.prototype_update=none; leave it out")
         check_projection(options, "method.")
-        _ = self.layers  # refused where a pattern matches none
+        for key in changed & {"samples", "positions"} if not self.hidden_layers else ():
+            raise UserError(
+                f"method.{key} is of layers whose inputs depend on x_t, and method.layers has none; leave it out"
+            )
 
     # -- phases
 
@@ -132,12 +137,14 @@ class GPPDM(GeneratorAndSolver):
             return self.log_p(context, context.method["classes"]["seen"])(images)
 
         streams, start = {"current": self.current_stream()}, str(self.options["prototype_start"])
-        return prototype_phase(self.setup, task, start, log_p, self.solver.passes, streams)
+        passes = self.solver.passes if start == "confident" else 0.0
+        return prototype_phase(self.setup, task, start, log_p, passes, streams)
 
     def _represented(self, task: int) -> list[Phase]:
         if task == self.setup.num_tasks - 1 or not self.hidden_layers:
             return []
-        return [represent_phase(self.setup, self.hidden_layers, self._sampling, self.current_stream())]
+        streams = self.current_stream()
+        return [represent_phase(self.setup, self.hidden_layers, self._sampling, streams, shown_by=_generator)]
 
     @property
     def _sampling(self) -> dict[str, Any]:
@@ -176,8 +183,19 @@ class GPPDM(GeneratorAndSolver):
 
     @functools.cached_property
     def layers(self) -> list[str]:
-        """Paths of the layers whose updates are projected."""
-        return chosen_layers(self.setup, self.options["layers"]) if self.options["projection"] else []
+        """Paths of the layers whose updates are projected; the default ones as far as there are such."""
+        if not self.options["projection"]:
+            return []
+        patterns = str(self.options["layers"])
+        if patterns == DEFAULTS["layers"]:
+            patterns = ";".join(p for p in patterns.split(";") if p != "conditioner/prototype" or self._has_token)
+        return chosen_layers(self.setup, patterns)
+
+    @property
+    def _has_token(self) -> bool:
+        """Whether prototypes are shown as a token too."""
+        assert self.setup.fresh is not None
+        return "prototype" in jax.eval_shape(self.setup.fresh, jax.random.key(0))["conditioner"]
 
     @property
     def hidden_layers(self) -> list[str]:
@@ -245,6 +263,8 @@ class GPPDM(GeneratorAndSolver):
     def end_phase(self, memory: Memory, learned: Learned, task: int, phase: Phase) -> Memory:
         if phase.name == PROTOTYPE:
             return {**memory, "prototypes": np.asarray(learned.tracked[PROTOTYPE]["image"])}
+        if phase.name.startswith(GENERATE):  # nothing draws any more in this task; it is looked at as it will be kept
+            return super().end_task(memory, learned, task)
         return super().end_phase(memory, learned, task, phase)
 
     def end_task(self, memory: Memory, learned: Learned, task: int) -> Memory:
@@ -278,6 +298,10 @@ class GPPDM(GeneratorAndSolver):
         seen = list(self.setup.seen_classes(task))
         prototypes = np.asarray(memory["generator"]["conditioner"]["prototypes"])[seen]
         return {"prototypes": np.asarray(to_uint8(jnp.asarray(prototypes)))}
+
+
+def _generator(context: Context) -> PyTree:
+    return context.method["generator"]
 
 
 DEPENDENT = {

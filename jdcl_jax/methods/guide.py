@@ -60,10 +60,21 @@ class GUIDE(GeneratorAndSolver):
         for key in ("every", "guided_images"):
             if options[key] < 1:
                 raise UserError(f"method.{key} counts from 1")
-        if options["guided_images"] % self.setup.batch_size:
+        self._check_guided_images()
+        for key in ("target", "direction") if options["scale"] == 0 else ():
+            if options[key] != DEFAULTS[key] and not self.setup.classes_return:
+                raise UserError(f"method.{key} has no effect with method.scale=0; leave it out")
+
+    def _check_guided_images(self) -> None:
+        number, old = self.options["guided_images"], len(self.setup.seen_classes(self.setup.num_tasks - 2))
+        if number % self.setup.batch_size:
             raise UserError(
-                f"method.guided_images is {options['guided_images']}; write a multiple of "
-                f"train.batch_size={self.setup.batch_size}"
+                f"method.guided_images is {number}; write a multiple of train.batch_size={self.setup.batch_size}"
+            )
+        if number < 2 * old:
+            raise UserError(
+                f"method.guided_images is {number}, too few for two of each of the {old} classes that the last task "
+                f"rehearses; write {2 * old} or more"
             )
 
     def terms(self, context: Context, labels: jax.Array) -> Sequence[Term]:
@@ -95,10 +106,12 @@ class GUIDE(GeneratorAndSolver):
         def draw(context: Context, keys: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
             return self.drawn(context, keys, labels, self._guiding(context, labels)), labels
 
-        # Guided, a step is a pass forward and one back to the image, of the generator and of the classifier.
-        guided = 1 + 2 * self.solver.passes if self.options["scale"] else 0.0
-        passes = self.options["replay_steps"] * (self.setup.sampling_passes + guided)
-        return draw_phase(self.setup, self.options["guided_images"], draw, passes=passes, name=GUIDED)
+        # Guided, a step goes forward and back to the image, through the generator (twice where classifier-free
+        # guidance asks it twice) and through the classifier.
+        generator, classifier = self.setup.sampling_passes, 2 * self.solver.passes
+        of_step = 2 * generator + classifier if self.options["scale"] else generator
+        passes = self.options["replay_steps"] * of_step
+        return draw_phase(self.setup, self.options["guided_images"], draw, passes=passes, name=GUIDED, any_turn=True)
 
     # -- what is kept
 
@@ -114,8 +127,15 @@ class GUIDE(GeneratorAndSolver):
         return super().end_phase(memory, learned, task, phase)
 
     def replay_set(self, memory: Memory, task: int) -> ReplaySet:
-        """The guided images that the classifier saw last in the task."""
-        return ReplaySet(*(np.asarray(memory["guided"][name]) for name in ("images", "labels")))
+        """Of the guided images that the classifier saw last in the task as many of each class as in the last task.
+
+        Then the scores of all tasks are of equally many images of a class.
+        """
+        del task
+        images, labels = (np.asarray(memory["guided"][name]) for name in ("images", "labels"))
+        each = len(labels) // len(self.setup.seen_classes(self.setup.num_tasks - 2))
+        rows = np.sort(np.concatenate([np.flatnonzero(labels == c)[:each] for c in np.unique(labels)]))
+        return ReplaySet(images[rows], labels[rows])
 
     def context(self, memory: Memory, task: int) -> dict[str, PyTree]:
         count = np.int32(self.options["guided_images"])

@@ -120,12 +120,15 @@ def with_prototypes(params: PyTree, images: np.ndarray, classes: Sequence[int]) 
 def prototype_optimizer(base: optax.GradientTransformation, update: str, rate: float) -> optax.GradientTransformation:
     """`base` for all parameters but the prototypes, which have Adam of their own; "one_step": each is moved once.
 
-    The released code moves a prototype once per task, by what looks like a bug [code].
+    The released code moves a prototype once per task, by what looks like a bug [code]: here when its class first comes,
+    by `rate` against the sign of the gradient, which is Adam's first step.
     """
     if update == "none":
         own = optax.set_to_zero()
+    elif update == "one_step":
+        own = optax.chain(optax.scale_by_sign(), optax.scale(-rate), first_step_of_rows())
     else:
-        own = optax.chain(optax.adam(rate), first_step_of_rows()) if update == "one_step" else optax.adam(rate)
+        own = optax.adam(rate)
 
     def labels(params: PyTree) -> PyTree:
         return jax.tree_util.tree_map_with_path(lambda path, _: "own" if _names(path) == PATH else "base", params)

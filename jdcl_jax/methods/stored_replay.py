@@ -1,7 +1,8 @@
 """A set of teacher samples, drawn once at the beginning of a task and kept as uint8 until the next.
 
 A store is {"images": uint8 [N, H, W, C], "labels": int32 [N]}, N enough for the last task; the same number of images
-for every old class, classes by turns. Of an unconditional teacher it is that many images in all, whatever they show.
+for every old class, or one more where they do not divide them, classes by turns. Of an unconditional teacher it is that
+many images in all, whatever they show.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdcl_jax.data.batches import Examples, to_float, to_uint8
-from jdcl_jax.keys import subkeys
+from jdcl_jax.keys import fold_name, subkeys
 from jdcl_jax.methods.method import Phase, Setup
 from jdcl_jax.training.gradients import Across, Metrics
 from jdcl_jax.training.state import Context, PyTree
@@ -41,8 +42,14 @@ def empty_store(setup: Setup, capacity: int) -> dict[str, np.ndarray]:
     return {"images": images, "labels": np.zeros(capacity, np.int32)}
 
 
-def draw_phase(setup: Setup, size: int, draw: Draw, *, passes: float, name: str = DRAW) -> Phase:
-    """Fills `TrainState.tracked["drawn"]`, or, of a phase with another name, that of its name; a batch a step."""
+def draw_phase(
+    setup: Setup, size: int, draw: Draw, *, passes: float, name: str = DRAW, any_turn: bool = False
+) -> Phase:
+    """Fills `TrainState.tracked["drawn"]`, or, of a phase with another name, that of its name; a batch a step.
+
+    The first image is of the first old class, or with `any_turn` of a random one, another in every draw: then it is not
+    always the same classes that have an image more than others.
+    """
     batch_size, kept = setup.batch_size, "drawn" if name == DRAW else name
 
     def numbered(context: Context, keys: jax.Array) -> Examples:
@@ -56,7 +63,8 @@ def draw_phase(setup: Setup, size: int, draw: Draw, *, passes: float, name: str 
         del params
         keys = batch["replay"].key
         old, first = context.method["old"], context.step * batch_size
-        everyone = old["classes"][(first + jnp.arange(batch_size)) % old["count"]]
+        turn = jax.random.randint(fold_name(context.key, "turn"), (), 0, old["count"]) if any_turn else 0
+        everyone = old["classes"][(turn + first + jnp.arange(batch_size)) % old["count"]]
         labels = everyone[over.start(len(keys)) + jnp.arange(len(keys))]
         images, labels = draw(context, keys, labels)
         drawn = over.gather({"images": to_uint8(images), "labels": labels})

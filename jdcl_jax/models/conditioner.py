@@ -53,9 +53,9 @@ class Conditioner(nn.Module):
     they were if updates are projected, and "no class" is all zeros: without a bias W_K and W_V make zeros of it too,
     and there is nothing to forget [ours].
 
-    Parameters are "labels" [C, W] unless given, "label" (W -> D), "prototypes" float32 [C, H, W, ch] in [-1, 1], zeros
-    at first, and "prototype" (pixels -> D). The label embeddings begin as N(0, 1): then a token's entries have variance
-    1, as the layers' initial weights that read them expect [ours].
+    Parameters are "labels" [C, W] unless given, "label" (W -> D), "prototypes" float32 [C, H, W, ch], zeros at first
+    and then begun in [-1, 1], and "prototype" (pixels -> D). The label embeddings begin as N(0, 1): then a token's
+    entries have variance 1, as the layers' initial weights that read them expect [ours].
 
     Attributes:
       num_classes: C; labels are 0..C-1, and the label C means "no class".

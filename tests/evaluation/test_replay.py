@@ -30,7 +30,7 @@ def test_each_old_task_is_compared_by_the_images_that_stand_for_its_classes(real
     assert np.isnan(distances[2])
     whole = frechet_distance_of_features(features(real.test.images[:22]), features(images))
     assert quality.union["fd_replay"] == pytest.approx(whole, rel=1e-6)
-    assert quality.images.tolist() == [10, 10, 0]
+    assert (quality.images.tolist(), quality.total) == ([10, 10, 0], 20)
 
 
 def test_an_image_is_right_that_shows_the_class_that_it_stands_for(real) -> None:
@@ -39,6 +39,12 @@ def test_an_image_is_right_that_shows_the_class_that_it_stands_for(real) -> None
     quality = replay_quality(images_of(shown, 1), labels, real, PixelClassifier(), 1)
     np.testing.assert_array_equal(quality.rows["label_accuracy_replay"], [0.5, 0.75, np.nan])
     assert quality.union["label_accuracy_replay"] == 5 / 8
+
+
+def test_a_single_image_has_no_distance(real) -> None:
+    quality = replay_quality(images_of([4], 1), np.array([4]), real, PixelClassifier(), 0)
+    assert np.isnan(quality.union["fd_replay"])
+    assert quality.union["label_accuracy_replay"] == 1
 
 
 def test_a_task_of_which_no_two_images_are_replayed_has_no_score(real) -> None:

@@ -125,9 +125,9 @@ def test_the_generators_loss_is_weighed_by_numbers_of_classes_too(solving, task)
 # -- replay
 
 
-def observed(method, task: int, phase, memory) -> dict:
+def observed(method, task: int, phase, memory, context=None) -> dict:
     """Goes through an observing phase, step by step."""
-    tracked, context = method.init_tracked(GENERATOR), context_of(method, memory, task)
+    tracked, context = method.init_tracked(GENERATOR), context or context_of(method, memory, task)
     from jdcl_jax.training.gradients import across
 
     @jax.jit
@@ -173,7 +173,7 @@ def test_guide_raises_the_probability_of_the_current_tasks_classes_and_away_lowe
     plain, labels = drawn(solving, "guide", guided_images=32, scale=0.0)
     new, _ = drawn(solving, "guide", guided_images=32, scale=SCALE)
     away, _ = drawn(solving, "guide", guided_images=32, scale=SCALE, direction="away")
-    assert labels.tolist() == [3, 1, 0, 2] * 8
+    assert sorted(labels.tolist()) == sorted([3, 1, 0, 2] * 8)
     seen = [3, 1, 0, 2, 5, 4]
     p = [np.exp(log_p(images, seen)[:, 4:]).sum(1) for images in (away, plain, new)]
     assert (p[0] < p[1]).all()
@@ -191,6 +191,28 @@ def test_guide_can_aim_at_the_likeliest_old_class_or_at_the_one_asked_for(solvin
     dark = plain < -0.05
     assert dark.any()
     assert (shots["old"][dark] < plain[dark]).all()  # for dark images class 0 is the likeliest
+
+
+def test_guide_begins_each_draw_with_another_class(solving) -> None:
+    """So that it is not always the same classes that have an image more, where they do not divide the images."""
+    method = make(solving, "guide", guided_images=8, scale=0.0)
+    memory, firsts = memory_of(method, 2), set()
+    phase = phase_called(method, 2, "guided_draw")
+    for draw in range(12):
+        context = context_of(method, memory, 2)
+        context = context.replace(key=jax.random.fold_in(context.key, draw))
+        labels = observed(method, 2, phase, memory, context)["guided_draw"]["labels"].tolist()
+        assert labels == np.resize(np.roll([3, 1, 0, 2], -[3, 1, 0, 2].index(labels[0])), 8).tolist()
+        firsts.add(labels[0])
+    assert len(firsts) > 1
+
+
+def test_guide_is_scored_on_as_many_images_of_a_class_after_every_task(solving) -> None:
+    for task in (1, 2):
+        _, labels = drawn(solving, "guide", task, guided_images=24, scale=0.0)
+        classes, counts = np.unique(labels, return_counts=True)
+        assert sorted(classes) == sorted([3, 1, 0, 2][: 2 * task])
+        assert set(counts) == {6}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -272,6 +294,14 @@ def test_what_guided_images_cost_is_counted_in_passes(solving, name, steps) -> N
     assert phase_called(plain, 1, phase.name).passes == pytest.approx(10)
 
 
+def test_with_classifier_free_guidance_the_way_back_is_twice_as_long_too(solving) -> None:
+    asked_twice = dataclasses.replace(solving, guidance=2.0)
+    assert asked_twice.sampling_passes == 2
+    guided, plain = (make(asked_twice, "guide", guided_images=16, scale=scale) for scale in (0.5, 0.0))
+    assert phase_called(guided, 1, "guided_draw").passes == pytest.approx(10 * (2 + 2 + 2 * 0.25))
+    assert phase_called(plain, 1, "guided_draw").passes == pytest.approx(10 * 2)
+
+
 def test_a_cold_classifier_starts_each_task_anew_and_a_warm_one_goes_on(solving) -> None:
     cold = dataclasses.replace(solving, solver=dataclasses.replace(solving.solver, warm_start=False))
     phase = functools.partial(phase_called, task=1, name=SOLVE + REPLAYED)
@@ -303,6 +333,9 @@ def test_a_cold_classifier_starts_each_task_anew_and_a_warm_one_goes_on(solving)
         ("guide", {}, {"direction": "up"}, "toward, away"),
         ("guide", {}, {"every": 0}, "method.every counts from 1"),
         ("guide", {}, {"guided_images": 12}, "a multiple of train.batch_size=8"),
+        ("guide", {"batch_size": 4}, {"guided_images": 4}, "two of each of the 4 classes .* write 8 or more"),
+        ("guide", {}, {"scale": 0.0, "direction": "away"}, "method.direction has no effect with method.scale=0"),
+        ("guide", {}, {"scale": 0.0, "target": "old"}, "method.target has no effect with method.scale=0"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(solving, name, change, options, message) -> None:

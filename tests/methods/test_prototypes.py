@@ -129,6 +129,8 @@ def test_in_one_step_mode_each_prototype_moves_when_its_class_first_comes_and_ne
     )
     moved = [sorted(set(np.flatnonzero(u["conditioner"]["prototypes"].any((1, 2, 3))).tolist())) for u in steps]
     assert moved == [[1], [2], []]
+    np.testing.assert_allclose(steps[0]["conditioner"]["prototypes"][1], -0.25, rtol=1e-6)
+    np.testing.assert_allclose(steps[1]["conditioner"]["prototypes"][2], -0.25, rtol=1e-6)  # however late it comes
 
 
 def test_a_row_passes_once_whatever_comes_before_it_as_zeros() -> None:
