@@ -139,7 +139,7 @@ def test_every_config_file_is_named_with_its_presets() -> None:
         assert set(presets) == {
             key
             for call in ast.walk(ast.parse((ROOT / file).read_text()))
-            if isinstance(call, ast.Dict) and not any(isinstance(value, ast.Constant) for value in call.values)
+            if isinstance(call, ast.Dict) and not any(isinstance(v, ast.Constant | ast.Dict) for v in call.values)
             for key in [getattr(k, "value", "") for k in call.keys]
         }
 
