@@ -125,8 +125,10 @@ def _check_warmup(config: ml_collections.ConfigDict, method: Method) -> None:
     for task in range(method.setup.num_tasks):
         phases = list(method.phases(task))
         for place, phase in enumerate(phases):
+            if phase.observe is not None or phase.network != DENOISER:
+                continue
             steps = chain_steps(phases, place)
-            if phase.observe is None and phase.network == DENOISER and config.train.warmup >= steps:
+            if config.train.warmup >= steps:
                 raise UserError(
                     f"train.warmup={config.train.warmup} is not below the {steps} steps of the phase {phase.name}"
                 )

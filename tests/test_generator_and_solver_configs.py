@@ -20,10 +20,8 @@ def test_the_name_alone_makes_a_config_of_every_data_set(file, name, config_file
     assert config.classifier.kind == "solver"
     assert config.model.class_conditional
     assert config.model.conditioning == ("context" if name == "gppdm" else "time")
-    of_digits = {"gppdm": 0.0, "ddgr": 0.0, "guide": 0.5}
-    assert (
-        config.sampler.guidance == (of_digits if file == "digits" else {"gppdm": 3.0, "ddgr": 0.0, "guide": 1.0})[name]
-    )
+    usual, of_digits = {"gppdm": 3.0, "ddgr": 0.0, "guide": 1.0}, {"gppdm": 0.0, "ddgr": 0.0, "guide": 0.5}
+    assert config.sampler.guidance == (of_digits if file == "digits" else usual)[name]
 
 
 def test_guide_asks_for_the_class_itself_where_all_tasks_have_the_same_classes(config_file) -> None:
@@ -37,6 +35,12 @@ def test_reduced_runs_are_there_for_them_too(file, name, config_file) -> None:
     config = config_file(file).get_config(f"{name},small")
     validate(config)
     assert (config.solver.network, config.tasks.first) == ("cnn", 2)
+
+
+def test_the_released_network_may_be_reduced_too(config_file) -> None:
+    config = config_file("cifar10").get_config("gppdm,gppdm_released,small")
+    validate(config)
+    assert (config.data.image_size, config.context.resolutions) == (64, (16,))
 
 
 def test_other_methods_are_not_changed_by_them(config_file) -> None:

@@ -69,9 +69,8 @@ class ClassifierMeter:
         seen = split.seen(task)
         logits = self._classify(params, seen.images)
         if self._parts.setup.solver is not None:  # classes that it has not seen compete with no other
-            logits = np.where(
-                np.isin(np.arange(logits.shape[1]), self._parts.setup.seen_classes(task)), logits, -np.inf
-            )
+            known = np.isin(np.arange(logits.shape[1]), self._parts.setup.seen_classes(task))
+            logits = np.where(known, logits, -np.inf)
         return accuracies(logits, seen.labels, [int(n) for n in split.counts], self._sequence.groups, task)
 
     def by_task(self, networks: Mapping[str, TrainState], task: int) -> np.ndarray | None:

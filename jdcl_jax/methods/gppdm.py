@@ -63,7 +63,7 @@ DEFAULTS: dict[str, object] = {
     "prototype_update": "learned",  # by the denoising loss; "one_step": moved once in a task [code], or "none"
     "prototype_rate": 1e-3,  # learning rate of their own Adam [ours]
     "projection": True,  # of the updates of `layers`
-    "layers": "*/cross/key;*/cross/value;conditioner/label;conditioner/prototype",  # patterns of paths [ours]
+    "layers": "*/cross/key;*/cross/value;conditioner/*",  # patterns of paths [ours]
     "threshold": 0.97,  # share of the inputs' energy that is protected after the first task [ours, on GPM]
     "growth": 0.003,  # added to it after each further task [ours, on GPM]
     "samples": 256,  # images of a task that layers are shown whose inputs are not the context [ours]
@@ -183,19 +183,8 @@ class GPPDM(GeneratorAndSolver):
 
     @functools.cached_property
     def layers(self) -> list[str]:
-        """Paths of the layers whose updates are projected; the default ones as far as there are such."""
-        if not self.options["projection"]:
-            return []
-        patterns = str(self.options["layers"])
-        if patterns == DEFAULTS["layers"]:
-            patterns = ";".join(p for p in patterns.split(";") if p != "conditioner/prototype" or self._has_token)
-        return chosen_layers(self.setup, patterns)
-
-    @property
-    def _has_token(self) -> bool:
-        """Whether prototypes are shown as a token too."""
-        assert self.setup.fresh is not None
-        return "prototype" in jax.eval_shape(self.setup.fresh, jax.random.key(0))["conditioner"]
+        """Paths of the layers whose updates are projected."""
+        return chosen_layers(self.setup, self.options["layers"]) if self.options["projection"] else []
 
     @property
     def hidden_layers(self) -> list[str]:
