@@ -77,9 +77,16 @@ def _values(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Arr
     scores = jnp.einsum("mqd,mkd->mqk", query, key)
     largest = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - largest)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    # Dividing the result instead of the weights saves a pass over the scores.
-    return jnp.einsum("mqk,mkd->mqd", weights, value) / total, largest + jnp.log(total)
+    # A value of 1 beside the others has the sum of the weights as its result, in the same pass over them. Dividing
+    # the result instead of the weights saves another.
+    sums = jnp.einsum("mqk,mkd->mqd", weights, _with(value, 1.0))
+    out, total = sums[..., :-1], sums[..., -1:]
+    return out / total, largest + jnp.log(total)
+
+
+def _with(x: jax.Array, last: jax.Array | float) -> jax.Array:
+    """[..., d] -> [..., d + 1]."""
+    return jnp.concatenate([x, jnp.broadcast_to(last, (*x.shape[:-1], 1))], axis=-1)
 
 
 def _gradients(
@@ -93,8 +100,8 @@ def _gradients(
     """dquery, dkey and dvalue; scores and their gradients are [M, K, Q]."""
     weights = jnp.exp(jnp.einsum("mkd,mqd->mkq", key, query) - jnp.swapaxes(log_sum, 1, 2))
     # The sum of weights times their gradients over k is that of out times dout over d.
-    mean = jnp.sum(dout * out, axis=-1)[:, None, :]
-    dscores = weights * (jnp.einsum("mkd,mqd->mkq", value, dout) - mean)
+    mean = jnp.sum(dout * out, axis=-1, keepdims=True)
+    dscores = weights * jnp.einsum("mkd,mqd->mkq", _with(value, 1.0), _with(dout, -mean))
     # The barrier keeps XLA from moving the transposition into the product, which slows it down.
     dquery = lax.optimization_barrier(jnp.einsum("mkd,mkq->mdq", key, dscores))
     dkey = jnp.einsum("mkq,mqd->mkd", dscores, query)

@@ -4,6 +4,7 @@ Layouts are NHWC for images and HWIO for kernels throughout.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +134,12 @@ _canonical_conv.defvjp(_canonical_conv_forward, _canonical_conv_backward)
 def _input_gradient(
     x_shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, strides: int, padding: Pads
 ) -> jax.Array:
-    """dx: the output's gradient, spread out by the stride, convolved with the turned kernel."""
+    """dx: the output's gradient, spread out by the stride, convolved with the turned kernel.
+
+    Turning a kernel is slow. Where a feature map has fewer pixels than channels, a product of matrices does without.
+    """
+    if strides == 1 and dy.size <= dy.shape[-1] ** 2:
+        return _input_gradient_by_taps(x_shape, kernel, dy, padding)
 
     def pads(axis: int) -> tuple[int, int]:
         size = kernel.shape[axis - 1]
@@ -151,6 +157,21 @@ def _input_gradient(
     )
 
 
+def _input_gradient_by_taps(x_shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, padding: Pads) -> jax.Array:
+    """What each of the kernel's weights gives back, moved to the pixel that it saw, and added up; for strides 1."""
+    height, width, inputs, outputs = kernel.shape
+    given = _rows(dy) @ jnp.transpose(jnp.reshape(kernel, (-1, outputs)))
+    given = jnp.reshape(given, (*dy.shape[:3], height, width, inputs))
+
+    def moved(row: int, column: int) -> jax.Array:
+        first = row - padding[0][0], column - padding[1][0]
+        spare = (x_shape[axis + 1] - dy.shape[axis + 1] - first[axis] for axis in (0, 1))
+        pads = [(0, 0, 0), *((before, after, 0) for before, after in zip(first, spare, strict=True)), (0, 0, 0)]
+        return lax.pad(given[:, :, :, row, column], jnp.zeros((), given.dtype), pads)
+
+    return sum((moved(i, j) for i in range(height) for j in range(width)), start=jnp.zeros(x_shape, given.dtype))
+
+
 def _kernel_gradient(
     x: jax.Array, kernel_shape: tuple[int, ...], dy: jax.Array, strides: int, padding: Pads
 ) -> jax.Array:
@@ -159,7 +180,8 @@ def _kernel_gradient(
     if (height, width, strides, padding) == (1, 1, 1, ((0, 0), (0, 0))):
         return jnp.reshape(jnp.transpose(_rows(x)) @ _rows(dy), kernel_shape)
     before = padding[0][0], padding[1][0]
-    if inputs <= outputs or strides > 1:
+    turning = dy.size + math.prod(kernel_shape)
+    if x.size <= turning or strides > 1:
         return _correlate(x, dy, kernel_shape, strides, before)
     # The first argument is the one that is costly to transpose. With the roles exchanged the result
     # comes out turned round.

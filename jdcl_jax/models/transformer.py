@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jdcl_jax.models.attention import attention
 from jdcl_jax.models.layers import GroupNorm
+from jdcl_jax.models.product import Dense
 
 WIDENING = 4
 """Hidden units of the feed-forward layers for every channel."""
@@ -32,7 +33,7 @@ class TokenAttention(nn.Module):
         batch, pixels, channels = x.shape
 
         def project(name: str, source: jax.Array) -> jax.Array:
-            y = nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(source)
+            y = Dense(channels, use_bias=False, dtype=self.dtype, name=name)(source)
             return y.reshape(batch, -1, self.heads, channels // self.heads)
 
         query, key, value = project("query", x), project("key", tokens), project("value", tokens)
@@ -42,7 +43,7 @@ class TokenAttention(nn.Module):
             out = jnp.broadcast_to(value, query.shape)
         else:
             out = attention(query, key, value, form=self.form)
-        return nn.Dense(channels, dtype=self.dtype, name="out")(out.reshape(batch, pixels, channels))
+        return Dense(channels, dtype=self.dtype, name="out")(out.reshape(batch, pixels, channels))
 
 
 class TransformerBlock(nn.Module):
@@ -77,7 +78,7 @@ class TransformerBlock(nn.Module):
         return x + self._dense(channels, "proj_out", h).reshape(x.shape)
 
     def _dense(self, features: int, name: str, x: jax.Array) -> jax.Array:
-        return nn.Dense(features, dtype=self.dtype, name=name)(x)
+        return Dense(features, dtype=self.dtype, name=name)(x)
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:
         # The fast variance, E[x^2] - E[x]^2, loses all digits where the mean is large against the spread.

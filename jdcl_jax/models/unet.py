@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jdcl_jax.models.attention import attention
 from jdcl_jax.models.layers import Conv, GroupNorm
 from jdcl_jax.models.normalization import silu
+from jdcl_jax.models.product import Dense
 from jdcl_jax.models.transformer import TransformerBlock
 
 Features = tuple[jax.Array, ...]
@@ -53,7 +54,7 @@ class ResBlock(nn.Module):
         h = GroupNorm(self.groups, act=silu, name="norm1")(x)
         h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
         width = self.features * (2 if self.scale_shift else 1)
-        emb = nn.Dense(width, dtype=self.dtype, name="time")(nn.silu(emb))[:, None, None, :]
+        emb = Dense(width, dtype=self.dtype, name="time")(nn.silu(emb))[:, None, None, :]
         if self.scale_shift:
             scale, shift = jnp.split(emb, 2, axis=-1)
             h = silu(GroupNorm(self.groups, name="norm2")(h) * (1 + scale) + shift)
@@ -81,7 +82,7 @@ class SelfAttention(nn.Module):
         h = GroupNorm(self.groups, name="norm")(x).reshape(batch, height * width, channels)
 
         def project(name: str, *, use_bias: bool = True) -> jax.Array:
-            y = nn.Dense(channels, use_bias=use_bias, dtype=self.dtype, name=name)(h)
+            y = Dense(channels, use_bias=use_bias, dtype=self.dtype, name=name)(h)
             return y.reshape(batch, height * width, self.heads, channels // self.heads)
 
         # Softmax does not depend on the keys' bias, so its gradient is rounding noise, which Adam would blow up to full
@@ -90,7 +91,7 @@ class SelfAttention(nn.Module):
         query, value = project("query"), project("value")
         key = project("key", use_bias=False) + key_bias.astype(self.dtype).reshape(self.heads, -1)
         out = attention(query, key, value, form=self.form)
-        out = nn.Dense(channels, dtype=self.dtype, name="out")(out.reshape(h.shape))
+        out = Dense(channels, dtype=self.dtype, name="out")(out.reshape(h.shape))
         return x + out.reshape(x.shape)
 
 
@@ -194,8 +195,8 @@ class UNet(nn.Module):
             raise ValueError("labels go with num_classes > 0, and only with it")
         width = 4 * self.channels[0]
         emb = timestep_embedding(t, self.channels[0]).astype(self.dtype)
-        emb = nn.Dense(width, dtype=self.dtype, name="time1")(emb)
-        emb = nn.Dense(width, dtype=self.dtype, name="time2")(nn.silu(emb))
+        emb = Dense(width, dtype=self.dtype, name="time1")(emb)
+        emb = Dense(width, dtype=self.dtype, name="time2")(nn.silu(emb))
         if labels is not None:
             emb = emb + nn.Embed(self.num_classes + 1, width, dtype=self.dtype, name="classes")(labels)
         return emb

@@ -79,6 +79,20 @@ def test_padding_may_differ_from_side_to_side(pads, channels):
         np.testing.assert_allclose(ours, theirs, atol=3e-5)
 
 
+@pytest.mark.parametrize("pads", [((0, 0), (0, 0)), ((1, 1), (1, 1)), ((1, 0), (0, 1)), ((0, 1), (2, 1))])
+@pytest.mark.parametrize("channels", [(3, 32), (40, 32)])
+def test_gradients_agree_where_there_are_fewer_pixels_than_channels(pads, channels, monkeypatch):
+    x, kernel = normal(0, (1, 4, 5, channels[0])), normal(1, (2, 3, *channels))
+    weights = normal(2, loop_convolution(np.pad(x, ((0, 0), *pads, (0, 0))), kernel, 1, 0).shape)
+    assert weights[..., 0].size <= channels[1]
+    by_taps, calls = convolution._input_gradient_by_taps, []
+    monkeypatch.setattr(convolution, "_input_gradient_by_taps", lambda *args: calls.append(1) or by_taps(*args))
+    found = [gradients(form, x, kernel, 1, pads, weights) for form in ("canonical", "plain")]
+    assert calls
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
 @pytest.mark.parametrize("channels", [(3, 4), (5, 2)])
 @pytest.mark.parametrize("size", [(4, 4), (1, 3), (5, 2)])
 def test_a_convolution_after_upsampling_is_its_definition_in_both_forms(size, channels):

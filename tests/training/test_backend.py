@@ -26,12 +26,12 @@ def pretend(monkeypatch, *, platform, version):
     monkeypatch.setattr(jaxlib, "__version__", version)
 
 
-def test_cpu_with_jaxlib_0_10_gets_the_option_and_one_log_line(monkeypatch, caplog):
+def test_cpu_with_jaxlib_0_10_gets_the_options_and_one_log_line(monkeypatch, caplog):
     pretend(monkeypatch, platform="cpu", version="0.10.2")
     with caplog.at_level("INFO"):
         first, second = backend.compiler_options(), backend.compiler_options()
-    assert list(first) == ["xla_cpu_experimental_ynn_fusion_type"] and first == second
-    assert len(caplog.records) == 1 and "ynn_fusion_type" in caplog.text
+    assert list(first) == ["xla_cpu_experimental_ynn_fusion_type", "xla_cpu_prefer_vector_width"] and first == second
+    assert len(caplog.records) == 1 and all(f"{name}={value}" in caplog.text for name, value in first.items())
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,17 @@ def test_no_option_elsewhere(monkeypatch, platform, version):
     assert backend.compiler_options() == {}
 
 
-def test_the_user_s_own_flag_wins(monkeypatch):
+@pytest.mark.parametrize(
+    "flag,left",
+    [
+        ("--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT", ["xla_cpu_prefer_vector_width"]),
+        ("--xla_cpu_prefer_vector_width=256", ["xla_cpu_experimental_ynn_fusion_type"]),
+    ],
+)
+def test_the_user_s_own_flag_wins(monkeypatch, flag, left):
     pretend(monkeypatch, platform="cpu", version="0.10.2")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT")
-    assert backend.compiler_options() == {}
+    monkeypatch.setenv("XLA_FLAGS", flag)
+    assert list(backend.compiler_options()) == left
 
 
 def test_the_installed_jaxlib_accepts_the_options():
