@@ -259,6 +259,7 @@ class Experiment:
         self.progress.message(f"compiling {phase.name} ...")
         many = scan_steps(self._step(phase), self._per_call(phase))
         compiled, seconds = self.parallel.compile_step(many, self._network(phase), *arguments)
+        self.progress.message(f"compiled {phase.name} in {seconds:.1f} s")
         self._compiled[name] = compiled
         return compiled, seconds
 

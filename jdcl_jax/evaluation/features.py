@@ -38,6 +38,8 @@ class Classifier(FeatureExtractor, Protocol):
 def in_batches(function: Callable[[np.ndarray], Any], images: np.ndarray, batch_size: int) -> Iterator[Any]:
     """Runs `function` over all images in batches of exactly `batch_size`, so it compiles once.
 
+    A batch's results are fetched while the device works on the next.
+
     The last batch is filled with zeros and its surplus results are cut off. Without images one
     batch of zeros runs and nothing of it is kept, so that results still have their widths.
 
@@ -49,12 +51,22 @@ def in_batches(function: Callable[[np.ndarray], Any], images: np.ndarray, batch_
     Yields:
         The trees of numpy arrays, in order; their first axes add up to N.
     """
+
+    def fetched(results: Any, count: int) -> Any:
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], results)
+
+    before: tuple[Any, int] | None = None
     for start in range(0, max(len(images), 1), batch_size):
         batch = images[start : start + batch_size]
         count = len(batch)
         if count < batch_size:
             batch = np.pad(batch, [(0, batch_size - count)] + [(0, 0)] * (images.ndim - 1))
-        yield jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], function(batch))
+        results = function(batch)
+        if before is not None:
+            yield fetched(*before)
+        before = results, count
+    assert before is not None
+    yield fetched(*before)
 
 
 class ClassifierFeatures:

@@ -9,9 +9,11 @@ import functools
 
 import numpy as np
 
-from jdcl_jax.evaluation.samples import feature_matrix
+from jdcl_jax.evaluation.samples import checked_features
 
 LEAST = 2
+ROWS = 4096
+"""Features that are turned into float64 at a time: 64 MiB of Inception's."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,15 +31,18 @@ class FeatureStatistics:
 
 
 def statistics(features: np.ndarray) -> FeatureStatistics:
-    """Statistics of features [N, d], computed in float64; N may be smaller than d.
+    """Statistics of features [N, d], computed in float64 of some rows at a time; N may be smaller than d.
 
     Raises:
         UserError: fewer than two rows, or values that are not finite.
     """
-    matrix = feature_matrix(features, LEAST, "the Frechet distance")
-    mean = matrix.mean(axis=0)
-    centred = matrix - mean
-    return FeatureStatistics(mean, centred.T @ centred / (len(matrix) - 1))
+    matrix = checked_features(features, LEAST, "the Frechet distance")
+    mean, width = matrix.mean(axis=0, dtype=np.float64), matrix.shape[1]
+    scatter = np.zeros((width, width))
+    for start in range(0, len(matrix), ROWS):
+        centred = matrix[start : start + ROWS] - mean
+        scatter += centred.T @ centred
+    return FeatureStatistics(mean, scatter / (len(matrix) - 1))
 
 
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:

@@ -25,9 +25,9 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jdcl_jax.errors import UserError
+from jdcl_jax.evaluation.features import in_batches
 from jdcl_jax.models.inception import (
     IMAGE_SIZE,
-    NUM_FEATURES,
     NUM_LOGITS,
     InceptionV3,
     inception_input,
@@ -99,14 +99,11 @@ class InceptionFeatures:
         Raises:
             ValueError: for another dtype, rank or number of channels.
         """
-        features = [np.zeros((0, NUM_FEATURES), np.float32)]
-        for start in range(0, len(images), self.batch_size):
-            batch = images[start : start + self.batch_size]
-            missing = self.batch_size - len(batch)
-            padded = np.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1))
-            output = _features(self._model, self._variables, _input(padded))
-            features.append(np.asarray(output)[: len(batch)])
-        return np.concatenate(features)
+
+        def run(batch: np.ndarray) -> jax.Array:
+            return _features(self._model, self._variables, _input(batch))
+
+        return np.concatenate(list(in_batches(run, images, self.batch_size)))
 
 
 def inception_from_tensors(tensors: Mapping[str, np.ndarray], source: str) -> tuple[InceptionV3, dict[str, Any]]:

@@ -9,7 +9,12 @@ PAIRWISE_CAP = 10_000
 
 
 def feature_matrix(features: np.ndarray, least: int, score: str) -> np.ndarray:
-    """The features as float64 [N, d].
+    """The features as float64 [N, d], checked as by `checked_features`."""
+    return checked_features(features, least, score).astype(np.float64)
+
+
+def checked_features(features: np.ndarray, least: int, score: str) -> np.ndarray:
+    """The features [N, d] as they are.
 
     Args:
         features: [N, d], any real type.
@@ -19,7 +24,7 @@ def feature_matrix(features: np.ndarray, least: int, score: str) -> np.ndarray:
     Raises:
         UserError: not a matrix, fewer rows than `least`, or a value that is not finite.
     """
-    matrix = np.asarray(features, np.float64)
+    matrix = np.asarray(features)
     if matrix.ndim != 2:
         raise UserError(f"{score} got features of shape {matrix.shape}: give one row per image")
     if len(matrix) < least:

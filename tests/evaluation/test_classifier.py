@@ -59,6 +59,21 @@ def test_batches_have_one_size_and_the_filling_is_cut_off():
     assert next(in_batches(double, images[:0], 3))[0].shape == (0, 1)
 
 
+def test_the_next_batch_is_begun_before_the_last_one_is_fetched():
+    begun = []
+
+    def number(batch):
+        begun.append(int(batch[0, 0, 0, 0]))
+        return batch[:, 0, 0, 0]
+
+    images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
+    fetched = in_batches(number, images, 2)
+    assert next(fetched).tolist() == [0, 1]
+    assert begun == [0, 2]
+    assert [part.tolist() for part in fetched] == [[2, 3], [4, 5]]
+    assert begun == [0, 2, 4]
+
+
 def test_default_training_reads_digits_and_its_outputs_are_consistent(digits):
     trained = train_classifier(*digits, ClassifierSettings(num_classes=10))
     assert trained.test_accuracy >= 0.97

@@ -5,6 +5,7 @@ import pytest
 import scipy.linalg
 
 from jdcl_jax.errors import UserError
+from jdcl_jax.evaluation import frechet
 from jdcl_jax.evaluation.frechet import (
     FeatureStatistics,
     frechet_distance,
@@ -23,6 +24,15 @@ def test_statistics_are_those_of_the_rows_with_the_unbiased_covariance():
     np.testing.assert_allclose(result.mean, [3, 2])
     np.testing.assert_allclose(result.cov, [[4, 6], [6, 12]])
     assert result.cov.dtype == np.float64
+
+
+@pytest.mark.parametrize("rows", [1, 7, 20, 64])
+def test_statistics_do_not_depend_on_how_many_rows_are_taken_at_a_time(monkeypatch, rows):
+    features = np.random.default_rng(0).normal(1e3, 1.0, (20, 5)).astype(np.float32)
+    monkeypatch.setattr(frechet, "ROWS", rows)
+    found = frechet.statistics(features)
+    np.testing.assert_allclose(found.mean, features.astype(np.float64).mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.cov, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-9, atol=1e-12)
 
 
 def test_distance_of_diagonal_gaussians_is_the_sum_over_axes():
