@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
-from jdcl_jax.assembly import make_network
+from jdcl_jax.assembly import assemble, make_network
 from jdcl_jax.config import flatten, set_key
 from jdcl_jax.data.groups import domain_groups, task_groups
 from jdcl_jax.errors import UserError
@@ -229,6 +230,19 @@ def test_small_is_the_run_whose_results_are_kept(made: Made) -> None:
 @pytest.mark.parametrize("presets", ["gd_paper", "rank1_paper", "small", "gd_paper,rank1_paper,small"])
 def test_every_method_takes_every_preset(made: Made, file: str, method: str, presets: str) -> None:
     validate(made(file, f"{method},{presets},evaluation.inception_weights=inception.safetensors"))
+
+
+@pytest.mark.parametrize("method", ["jdcl", "gd", "gppdm", "guide"])
+def test_eight_devices_can_share_the_default_batches(made: Made, tmp_path: Path, method: str) -> None:
+    labels = np.arange(100) % 10
+    np.savez(tmp_path / "few.npz", images=np.zeros((100, 32, 32, 3), np.uint8), labels=labels)
+    words = (
+        f"{method},evaluation.scores=('accuracy',)," if method != "gd" else "gd,generation,evaluation.scores=('kld',),"
+    )
+    phases = assemble(made("cifar10", f"{words}data.name=npz:{tmp_path}/few.npz")).method.phases(1)
+    streams = {name: stream for phase in phases for name, stream in phase.streams.items()}
+    assert streams
+    assert [name for name, stream in streams.items() if stream.batch_size % (8 * stream.multiple)] == []
 
 
 def test_keys_win_over_presets(made: Made) -> None:

@@ -36,7 +36,7 @@ DEFAULTS: dict[str, object] = {
     "global_steps": 30_000,  # of the global stage [code]
     "quota": 1000,  # replay images for every class [code]
     "replay_steps": 250,  # DDIM steps of a replay image [code]
-    "replay_batch": 500,  # images drawn at a time [ours]
+    "replay_batch": 512,  # images drawn at a time [ours]
     "denoising_weight": 0.01,  # of MSE against the noise [code]
     "class_weight": 1e-5,  # of cross-entropy against the label [code]
     "distillation_weight": 2.0,  # of MSE against the teacher [code]
