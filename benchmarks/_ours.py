@@ -8,25 +8,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
+from _flops import count_flops
 from _sizes import CLIP_NORM, EMA, LEARNING_RATE, NUM_IMAGES, TIMESTEPS, WEIGHT_DECAY, Size
 
-import jdcl_jax
 from jdcl_jax import protocols
 from jdcl_jax.assembly import Parts, RunArrays, assemble, phase_optimizer
 from jdcl_jax.config import default_config, set_method
 from jdcl_jax.keys import named_key
 from jdcl_jax.measuring.generation import Generator
 from jdcl_jax.methods.method import DENOISER, Learned, Phase
-from jdcl_jax.results import commit
-from jdcl_jax.training.backend import compiler_options
 from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.state import Context, Pool, TrainState
 from jdcl_jax.training.step import Step, scan_steps, train_step
 
+Job = Callable[[], None]
+"""Does a piece of work and waits for the device."""
 
-def make_parts(size: Size, sampler_steps: int = 10) -> Parts:
+
+def compute_dtype() -> str:
+    """What networks compute in: bfloat16 where the hardware has it."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def make_parts(size: Size, batch: int, *, sampler_steps: int = 10, dtype: str = "float32") -> Parts:
     """A run that fine-tunes the denoiser of a size on random pixels of one task."""
     side, colours = size.image
     config = default_config()
@@ -39,23 +44,31 @@ def make_parts(size: Size, sampler_steps: int = 10) -> Parts:
             channels=size.channels,
             layers_per_block=size.layers_per_block,
             attention_resolutions=size.attention,
+            dtype=dtype,
         )
         config.diffusion.timesteps = TIMESTEPS
         config.sampler.steps = sampler_steps
         config.train.update(
-            batch_size=size.batch,
+            batch_size=batch,
             optimizer="adamw",
             learning_rate=LEARNING_RATE,
             weight_decay=WEIGHT_DECAY,
             clip_norm=CLIP_NORM,
             ema=EMA,
         )
+    return on_random_pixels(config, (side, side, colours), classes=2)
+
+
+def on_random_pixels(config: Any, image_shape: tuple[int, int, int], classes: int, count: int = NUM_IMAGES) -> Parts:
+    """The run of a config on so many random images, equally many of each class; with two test images of each."""
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (NUM_IMAGES, side, side, colours), np.uint8)
-    labels = np.arange(NUM_IMAGES, dtype=np.int32) % 2
+    images = random.integers(0, 256, (count, *image_shape), np.uint8)
+    labels = np.arange(count, dtype=np.int32) % classes
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random.npz"
-        np.savez(path, images=images, labels=labels, test_images=images[:2], test_labels=labels[:2])
+        np.savez(
+            path, images=images, labels=labels, test_images=images[: 2 * classes], test_labels=labels[: 2 * classes]
+        )
         with config.unlocked():
             config.data.name = f"npz:{path}"
         return assemble(config)
@@ -125,18 +138,23 @@ def sampling_job(parts: Parts, parallel: Parallel, batch: int) -> tuple[Callable
     return run, generator.compile_seconds
 
 
-def facts(parts: Parts, parallel: Parallel, compile_seconds: float) -> dict[str, Any]:
-    """What the record says of our side."""
+def parameters(parts: Parts) -> int:
+    """Of the denoiser."""
     shapes = RunArrays(parts).shapes()["networks"][DENOISER].params
-    return {
-        "commit": commit(),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
-        "versions": {
-            "jdcl_jax": jdcl_jax.__version__,
-            "jax": jax.__version__,
-            "jaxlib": jaxlib.__version__,
-        },
-        "device": f"{parallel.devices[0].device_kind} x{parallel.count}",
-        "compiler_options": compiler_options(),
-        "compile_seconds": compile_seconds,
-    }
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def step_flops(parts: Parts, phase: Phase, task: int) -> float:
+    """Operations of one step of a phase."""
+    state, context, ids = step_arguments(parts, phase, task)
+    step = one_step(parts, phase)
+    return count_flops(lambda *args: step(*args, {}), state, context, ids)
+
+
+def forward_flops(parts: Parts, batch: int) -> float:
+    """Operations of one forward pass of a batch."""
+    setup = parts.setup
+    params = RunArrays(parts).shapes()["networks"][DENOISER].params
+    x, t = jnp.zeros((batch, *setup.image_shape)), jnp.zeros(batch, jnp.int32)
+    labels = t if setup.num_classes else None
+    return count_flops(lambda p: setup.apply(p, x, t, labels, None), params)

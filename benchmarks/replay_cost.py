@@ -1,40 +1,65 @@
 """What replay costs: a later task's train step of each method against a plain one, counted and timed.
 
-    python benchmarks/replay_cost.py --config=configs/digits.py --out=results/replay-cost-cpu.json
+    python benchmarks/replay_cost.py --out=results/replay.json
 
-Three numbers for each method, all in forward passes of one batch, a plain train step being 3: the arithmetic of
-arXiv 2311.14028's account (S + 6 for generative replay, S + 7 for distillation), matrix and convolution operations
-counted in the traced step, and the time of a step, from rounds that alternate with the plain step's.
+A step's share is its operations (products of matrices and convolutions) over those of a plain step; "arithmetic" is the
+account of arXiv 2311.14028, in forward passes: S + 6 for generative replay, S + 7 for distillation, a plain train step
+being 3. A step that takes more than its share of time wastes it. Then two methods against each other, JDCL's global
+stage against its local one, and the drawing of its replay set, labels, quotas and all, against the plain sampler.
 """
 
-from jdcl_jax.training.backend import reexec_with_hugepages, share_cpu
+from jdcl_jax.training.backend import reexec_with_hugepages
 
 if __name__ == "__main__":
     reexec_with_hugepages()
 
 import argparse
-import os
-import platform
+import functools
 import runpy
-import shlex
-import statistics
-import sys
-from pathlib import Path
-from typing import Any
 
 import _compare
 import _ours
+import _part
+import _rows
 import jax
 import jax.numpy as jnp
-from _flops import count_flops
+import numpy as np
 
 from jdcl_jax.assembly import Parts, assemble
+from jdcl_jax.methods.jdcl import DRAW, GLOBAL
+from jdcl_jax.methods.local_stage import LOCAL
 from jdcl_jax.methods.method import Phase
-from jdcl_jax.results import commit
 from jdcl_jax.training.parallel import Parallel
+from jdcl_jax.training.step import observe_step, scan_steps
 
-METHODS = ("finetune", "er", "agem", "lwf", "gaussian", "trajectory", "gr", "gd", "l2+gd", "ewc+gd", "rank1_ewc+gd")
-STEPS_PER_CALL = 10
+METHODS = ("er", "agem", "lwf", "gaussian", "trajectory", "gr", "gd", "l2+gd", "ewc+gd", "rank1_ewc+gd")
+SHARE_GOAL, GD_OVER_GR_GOAL, GLOBAL_GOAL, DRAW_GOAL = 1.10, 1.13, 1.05, 0.90
+WITH_GOAL = ("gr", "gd")
+"""Replay by a fresh teacher."""
+
+CONFIGS = {"cpu": "configs/digits.py", "accelerator": "configs/cifar10.py:model.dtype=bfloat16"}
+TINY = "train.batch_size=16,model.channels=(8,16),model.groups=4,classifier.hidden=8"
+OF_A_DENOISER = ("generation",)  # preset: nothing but the denoiser
+
+
+def measure(options: argparse.Namespace) -> list[_rows.Row]:
+    chosen = options.config or CONFIGS["cpu" if jax.default_backend() == "cpu" else "accelerator"]
+    config = ",".join([chosen if ":" in chosen else f"{chosen}:", *([TINY] if options.tiny else [])])
+    methods = options.methods or (["gr", "gd"] if options.tiny else METHODS)
+    rows = [_against_plain(config, method, options) for method in methods]
+    if {"gr", "gd"} <= set(methods):
+        rows.append(_gd_over_gr(config, options))
+    return [*rows, _global_over_local(config, options), _drawing(config, options)]
+
+
+def parts_of(config: str, *words: str) -> Parts:
+    """The run of FILE:ARG with more words behind the colon; random pixels where the data would have to be prepared."""
+    path, _, argument = config.partition(":")
+    made = runpy.run_path(path)["get_config"](",".join(filter(None, [*words, argument])))
+    if made.data.name == "digits":
+        return assemble(made)
+    side = made.data.image_size
+    return _ours.on_random_pixels(made, (side, side, 3), classes=10)
 
 
 def later_phase(parts: Parts) -> Phase:
@@ -44,75 +69,114 @@ def later_phase(parts: Parts) -> Phase:
 
 def counted_passes(parts: Parts, phase: Phase) -> float:
     """Operations of one step over those of a forward pass of its batch."""
-    setup = parts.setup
-    state, context, ids = _ours.step_arguments(parts, phase, task=1)
-    x, t = jnp.zeros((setup.batch_size, *setup.image_shape)), jnp.zeros(setup.batch_size, jnp.int32)
-    labels = t if setup.num_classes else None
-    forward = count_flops(lambda params: setup.apply(params, x, t, labels, None), state.params)
-    return count_flops(lambda *args: _ours.one_step(parts, phase)(*args, {}), state, context, ids) / forward
+    return _ours.step_flops(parts, phase, task=1) / _ours.forward_flops(parts, parts.setup.batch_size)
 
 
-def measure(config_file: str, method: str, repeats: int, plain: Any, parallel: Parallel) -> dict[str, Any]:
-    """The three numbers of a method; `plain` runs a call of plain steps."""
-    parts = parts_of(config_file, method)
+def _side(parts: Parts, phase: Phase, steps: int) -> _compare.Side:
+    run, _ = _ours.train_job(parts, Parallel(), steps, phase, task=1)
+    return _compare.timed(run, steps)
+
+
+@functools.cache
+def _plain(config: str, steps: int) -> tuple[_compare.Side, float, int]:
+    """A plain step: how it is timed, its operations, and its batch."""
+    parts = parts_of(config, "finetune", *OF_A_DENOISER)
     phase = later_phase(parts)
-    run, _ = _ours.train_job(parts, parallel, STEPS_PER_CALL, phase, task=1)
-    sides = {"method": lambda: _compare.timed(run), "plain": lambda: _compare.timed(plain)}
-    timings = _compare.alternate(sides, repeats)
-    ratios = [m["seconds"] / p["seconds"] for m, p in zip(timings["method"], timings["plain"], strict=True)]
-    return {
-        "phase": phase.name,
-        "arithmetic": phase.passes,
-        "counted": counted_passes(parts, phase),
-        "timed": 3 * statistics.median(ratios),
-        "rounds": [3 * ratio for ratio in ratios],
-        "seconds_per_step": statistics.median(t["seconds"] for t in timings["method"]) / STEPS_PER_CALL,
-    }
+    return _side(parts, phase, steps), _ours.step_flops(parts, phase, task=1), parts.setup.batch_size
 
 
-def parts_of(config_file: str, method: str) -> Parts:
-    """The run of a method; what stands behind the colon of the file is applied too."""
-    path, _, argument = config_file.partition(":")
-    return assemble(runpy.run_path(path)["get_config"](",".join(filter(None, [method, argument]))))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--config", default="configs/digits.py:generation", help="a config file, with FILE:ARG as in main"
+def _against_plain(config: str, method: str, options: argparse.Namespace) -> _rows.Row:
+    plain, plain_flops, batch = _plain(config, options.steps_per_call)
+    parts = parts_of(config, method, *OF_A_DENOISER)
+    phase = later_phase(parts)
+    timings = _compare.alternate(
+        {"jdcl_jax": _side(parts, phase, options.steps_per_call), "plain step": plain}, options.repeats
     )
-    parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas")
-    parser.add_argument("--repeats", type=int, default=5, help="timed rounds of each side")
-    parser.add_argument("--out", type=Path, help="a JSON file for the result")
-    options = parser.parse_args()
-    share_cpu()
+    flops = _ours.step_flops(parts, phase, task=1)
+    row = _rows.timed_row(
+        f"step of {method}, batch {batch} and as many replayed",
+        "step",
+        timings,
+        flops=flops,
+        arithmetic=phase.passes,
+        counted=counted_passes(parts, phase),
+        timed=3 * _rows.ratio(*timings.values())[0],
+        of_share=_rows.ratio(*timings.values())[0] / (flops / plain_flops),
+    )
+    return _rows.with_goal(row, row["of_share"], most=SHARE_GOAL) if method in WITH_GOAL else row
+
+
+def _gd_over_gr(config: str, options: argparse.Namespace) -> _rows.Row:
+    parts = {method: parts_of(config, method, *OF_A_DENOISER) for method in ("gd", "gr")}
+    sides = {name: _side(made, later_phase(made), options.steps_per_call) for name, made in parts.items()}
+    row = _rows.timed_row("step of gd / of gr", "step", _compare.alternate(sides, options.repeats))
+    return _rows.with_goal(row, row["ratios"]["gr"][0], most=GD_OVER_GR_GOAL)
+
+
+# -- JDCL
+
+
+def _jdcl(config: str) -> tuple[Parts, dict[str, Phase]]:
+    parts = parts_of(config, "jdcl", "method.class_delay=0")  # its class terms from the first step on
+    return parts, {phase.name: phase for phase in parts.method.phases(1)}
+
+
+def _global_over_local(config: str, options: argparse.Namespace) -> _rows.Row:
+    parts, phases = _jdcl(config)
+    sides = {name: _side(parts, phases[name], options.steps_per_call) for name in (GLOBAL, LOCAL)}
+    flops = {name: _ours.step_flops(parts, phases[name], task=1) for name in sides}
+    share = flops[GLOBAL] / flops[LOCAL]
+    row = _rows.timed_row(
+        "JDCL's global step / its local one",
+        "step",
+        _compare.alternate(sides, options.repeats),
+        flops=flops[GLOBAL],
+        share_of_local=share,
+    )
+    return _rows.with_goal(row, row["ratios"][LOCAL][0] / share, most=GLOBAL_GOAL)
+
+
+def _drawing(config: str, options: argparse.Namespace) -> _rows.Row:
+    """Seconds an image, of a replay set's drawing and of the plain sampler with as many steps and images at a time."""
+    parts, phases = _jdcl(config)
+    batch, steps = parts.config.method.replay_batch, parts.config.method.replay_steps
+    plain = parts_of(config, "jdcl", f"sampler.steps={steps}")
     parallel = Parallel()
-    parts = parts_of(options.config, "finetune")
-    plain, _ = _ours.train_job(parts, parallel, STEPS_PER_CALL, later_phase(parts), task=1)
-    print(f"in forward passes of a batch of {parts.setup.batch_size}; a plain step is 3")
-    print(f"{'method':<16}{'arithmetic':>11}{'counted':>9}{'timed':>8}   (rounds)")
-    rows = {}
-    for method in options.methods.split(","):
-        row = rows[method] = measure(options.config, method, options.repeats, plain, parallel)
-        spread = f"{min(row['rounds']):.2f} to {max(row['rounds']):.2f}"
-        print(
-            f"{method:<16}{row['arithmetic']:>11.2f}{row['counted']:>9.2f}{row['timed']:>8.2f}   ({spread})", flush=True
-        )
-    if options.out:
-        device = parallel.devices[0]
-        result = {
-            "benchmark": "replay_cost",
-            "command": shlex.join(["python", *sys.orig_argv[1:]]),
-            "commit": commit(),
-            "config": options.config,
-            "batch": parts.setup.batch_size,
-            "versions": {"jax": jax.__version__, "python": platform.python_version()},
-            "device": f"{device.device_kind} x{parallel.count}",
-            "hardware": {"cpu_count": os.cpu_count()},
-            "methods": rows,
-        }
-        _compare.write_json(options.out, result)
+    sampler, _ = _ours.sampling_job(plain, parallel, batch)
+    sides = {
+        "replay set": _compare.timed(draw_job(parts, parallel, phases[DRAW]), batch),
+        "plain sampler": _compare.timed(sampler, batch),
+    }
+    row = _rows.timed_row(
+        f"drawing a replay set, {batch} images a step, {steps} DDIM steps",
+        "image",
+        _compare.alternate(sides, options.repeats),
+        flops=_ours.forward_flops(parts, batch) * steps / batch,
+    )
+    return _rows.with_goal(row, 1 / row["ratios"]["plain sampler"][0], least=DRAW_GOAL)
+
+
+def draw_job(parts: Parts, parallel: Parallel, phase: Phase) -> _ours.Job:
+    """A function that makes the first step of drawing, in which no quota is full, and waits."""
+    step = functools.partial(observe_step, observe=phase.observe, streams=phase.streams)
+    state, context, ids = _ours.step_arguments(parts, phase, task=1)
+    context, split = parallel.replicate(context), parallel.split(ids)
+    holder = [parallel.replicate(jax.tree.map(jnp.copy, state))]
+    call, _ = parallel.compile_step(scan_steps(step, 1), holder[0], context, split, {})
+    empty = jax.device_get(state.tracked)
+
+    def run() -> None:
+        fresh = holder[0].replace(step=jnp.zeros_like(holder[0].step), tracked=parallel.replicate(empty))
+        holder[0], metrics = call(fresh, context, split, {})
+        if np.asarray(metrics["active"]).min() < 1:
+            raise SystemExit("nothing was drawn: these timings would mean nothing")
+
+    return run
 
 
 if __name__ == "__main__":
-    main()
+    made = _part.parser(__doc__)
+    made.add_argument("--config", help="a config file with a preset `generation`, with FILE:ARG as in main")
+    made.add_argument("--methods", nargs="+", help="those of which a step is timed")
+    made.add_argument("--steps-per-call", type=int, default=10)
+    _part.run_part(made.parse_args(), measure)

@@ -1,54 +1,85 @@
-"""Times the sampler: batches of images by DDIM, from us and from the same network elsewhere.
+"""Times the sampler: batches of images by DDIM, from us and from the same network under PyTorch.
 
-    python benchmarks/sampling.py --size=small --peer=torch --out=results/sampling_small.json
+    python benchmarks/sampling.py --size=small --peer=torch --out=results/sampling.json
 
-One of our rounds is one call of the generator that evaluation and `jdcl_jax.sample` use: a single
-compiled scan over `--sampler-steps` reverse timesteps, noise to uint8. With `--peer=torch`
-(pip install 'jdcl_jax[bench]') it is diffusers' UNet2DModel and DDIMScheduler under PyTorch eager
-and `torch.no_grad`. Rounds alternate, and the medians are compared. Every timed round
-follows an untimed one, because the side that waited must fetch its memory back first.
+One of our rounds is one call of the generator that evaluation and `jdcl_jax.sample` use: a single compiled scan over
+`--sampler-steps` reverse timesteps, noise to uint8. The peers are diffusers' UNet2DModel and DDIMScheduler
+(pip install 'jdcl_jax[bench]'). Rounds alternate. Then follows how the sampler's time grows with steps and batch.
 """
 
-from jdcl_jax.training.backend import reexec_with_hugepages, share_cpu
+from jdcl_jax.training.backend import reexec_with_hugepages
 
 if __name__ == "__main__":
     reexec_with_hugepages()
 
-import logging
-import os
+import argparse
+import itertools
 
 import _compare
 import _ours
+import _part
+import _peers
+import _rows
+import jax
 from _sizes import SIZES
 
 from jdcl_jax.training.parallel import Parallel
 
+EAGER_GOAL, COMPILED_GOAL = 1.0, 1 / 1.5  # ours / eager on a CPU, ours / compiled on an accelerator
+LINEAR_GOAL = 1.10  # seconds an image and step of the larger chain or batch / of the smaller
 
-def main() -> None:
-    options = _compare.arguments(__doc__, sampler_steps=10)
-    share_cpu()
-    size, steps = SIZES[options.size], options.sampler_steps
-    parts, parallel = _ours.make_parts(size, steps), Parallel()
-    run, compile_seconds = _ours.sampling_job(parts, parallel, size.batch)
-    facts = _ours.facts(parts, parallel, compile_seconds)
-    facts |= {"unit": "batch", "batch": size.batch, "glibc": os.environ.get("GLIBC_TUNABLES", "")}
-    sides = {"jdcl_jax": lambda: _compare.timed(run)}
-    peer = None
-    if options.peer:
-        peer = _compare.Peer("sample", f"--size={options.size}", f"--sampler-steps={steps}")
-        facts["peer"] = _compare.same_network(facts, peer)
-        sides[options.peer] = lambda: peer.round(1)
-    print(
-        f"{options.size}: {facts['parameters']:,} parameters, batches of {size.batch} images in {steps} "
-        f"steps, {facts['device']}"
-    )
-    timings = _compare.alternate(sides, options.repeats)
-    if peer:
-        peer.close()
-    _compare.report("sampling", options, facts, timings, units=1)
+
+def measure(options: argparse.Namespace) -> list[_rows.Row]:
+    sizes = ["tiny"] if options.tiny else options.size
+    return [*itertools.chain.from_iterable(_measure_size(options, name) for name in sizes), *_growth(options, sizes[0])]
+
+
+def _measure_size(options: argparse.Namespace, name: str) -> list[_rows.Row]:
+    platform, steps, dtype = jax.default_backend(), options.sampler_steps, _ours.compute_dtype()
+    batch = SIZES[name].batch_on(platform, "sample")
+    parts, parallel = _ours.make_parts(SIZES[name], batch, sampler_steps=steps, dtype=dtype), Parallel()
+    run, _ = _ours.sampling_job(parts, parallel, batch)
+    words = ("sample", f"--size={name}", f"--batch={batch}", f"--sampler-steps={steps}")
+    with _compare.torch_peers(bool(options.peer), _peers.forms(platform, dtype, "sample"), *words) as peers:
+        _compare.check_same_network(_ours.parameters(parts), peers)
+        sides = {"jdcl_jax": _compare.timed(run, 1)}
+        sides |= {side: lambda peer=peer: peer.round(1) for side, peer in peers.items()}
+        row = _rows.timed_row(
+            f"sampling, {name}, {batch} images, {steps} DDIM steps, {dtype}",
+            "batch",
+            _compare.alternate(sides, options.repeats),
+            flops=_ours.forward_flops(parts, batch) * steps,
+            dtype=dtype,
+            peers={side: peer.hello for side, peer in peers.items()},
+        )
+    return [_peers.against(row, platform, eager=EAGER_GOAL, compiled=COMPILED_GOAL)]
+
+
+def _growth(options: argparse.Namespace, name: str) -> list[_rows.Row]:
+    """Five times the steps, and twice and half the batch, against the usual."""
+    steps, batch = options.sampler_steps, SIZES[name].batch_on(jax.default_backend(), "sample")
+    chosen = {f"{5 * steps} steps": (5 * steps, batch), f"{steps} steps": (steps, batch)}
+    by_steps = _alternating(options, name, chosen)
+    twice, half = {f"{2 * batch} images": (steps, 2 * batch)}, {f"{batch // 2} images": (steps, batch // 2)}
+    by_batch = _alternating(options, name, twice | half)
+    rows = []
+    for what, found in (("steps", by_steps), ("batch", by_batch)):
+        row = _rows.timed_row(f"sampling, {name}, as {what} grow", "image and step", found)
+        rows.append(_rows.with_goal(row, next(iter(row["ratios"].values()))[0], most=LINEAR_GOAL))
+    return rows
+
+
+def _alternating(options: argparse.Namespace, name: str, chosen: dict[str, tuple[int, int]]) -> dict[str, list[float]]:
+    parallel, sides = Parallel(), {}
+    for label, (steps, batch) in chosen.items():
+        parts = _ours.make_parts(SIZES[name], batch, sampler_steps=steps, dtype=_ours.compute_dtype())
+        run, _ = _ours.sampling_job(parts, parallel, batch)
+        sides[label] = _compare.timed(run, steps * batch)
+    return _compare.alternate(sides, options.repeats)
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("jdcl_jax").setLevel(logging.INFO)
-    main()
+    made = _part.parser(__doc__)
+    made.add_argument("--size", choices=SIZES, nargs="+", default=["small", "large"])
+    made.add_argument("--sampler-steps", type=int, default=10)
+    _part.run_part(made.parse_args(), measure)

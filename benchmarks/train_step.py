@@ -1,52 +1,77 @@
-"""Times train steps of the denoiser, and of the same network elsewhere.
+"""Times train steps of the denoiser, scanned and single ones, and of the same network under PyTorch.
 
-    python benchmarks/train_step.py --size=small --peer=torch --out=results/train_small.json
+    python benchmarks/train_step.py --size=small --peer=torch --out=results/train.json
 
-One of our rounds is one call of the compiled function that training itself uses (`--steps-per-call`
-steps of data gathering, noising, loss, gradients, clipping, AdamW and moving average); the peer's
-round is as many steps of its own. Rounds alternate, the peer rests in its own process meanwhile,
-and the medians are compared. Every timed round follows an untimed one of the same length, because the
-side that waited must fetch its memory back first. With `--peer=torch` (pip install 'jdcl_jax[bench]') it is diffusers'
-UNet2DModel under PyTorch eager with AdamW, gradient clipping and the same moving average.
+One of our rounds is one call of the compiled function that training itself uses (several steps of data
+gathering, noising, loss, gradients, clipping, AdamW and moving average); the peers' rounds are as many steps of their
+own: diffusers' UNet2DModel with AdamW, gradient clipping and the same moving average (pip install 'jdcl_jax[bench]').
+Rounds alternate, and a side rests while another works. Accelerators compute in bfloat16, all sides alike.
 """
 
-from jdcl_jax.training.backend import reexec_with_hugepages, share_cpu
+from jdcl_jax.training.backend import reexec_with_hugepages
 
 if __name__ == "__main__":
     reexec_with_hugepages()
 
-import logging
-import os
+import argparse
+import itertools
 
 import _compare
 import _ours
+import _part
+import _peers
+import _rows
+import jax
 from _sizes import SIZES
 
 from jdcl_jax.training.parallel import Parallel
 
+EAGER_GOAL, COMPILED_GOAL = 1.0, 1 / 1.3  # ours / eager on a CPU, ours / compiled on an accelerator
+SCAN_GOAL = 1.05  # a scanned step / a single one: not slower, but for the noise of a machine that others use too
 
-def main() -> None:
-    options = _compare.arguments(__doc__, steps_per_call=10)
-    share_cpu()
-    size, count = SIZES[options.size], options.steps_per_call
-    parts, parallel = _ours.make_parts(size), Parallel()
-    run, compile_seconds = _ours.train_job(parts, parallel, count)
-    facts = _ours.facts(parts, parallel, compile_seconds)
-    facts |= {"unit": "step", "batch": size.batch, "glibc": os.environ.get("GLIBC_TUNABLES", "")}
-    sides = {"jdcl_jax": lambda: _compare.timed(run)}
-    peer = None
-    if options.peer:
-        peer = _compare.Peer("train", f"--size={options.size}")
-        facts["peer"] = _compare.same_network(facts, peer)
-        sides[options.peer] = lambda: peer.round(count)
-    print(f"{options.size}: {facts['parameters']:,} parameters, batch {size.batch}, {facts['device']}")
-    timings = _compare.alternate(sides, options.repeats)
-    if peer:
-        peer.close()
-    _compare.report("train_step", options, facts, timings, units=count)
+
+def measure(options: argparse.Namespace) -> list[_rows.Row]:
+    sizes = ["tiny"] if options.tiny else options.size
+    return list(itertools.chain.from_iterable(_measure_size(options, name) for name in sizes))
+
+
+def _measure_size(options: argparse.Namespace, name: str) -> list[_rows.Row]:
+    platform, size, dtype = jax.default_backend(), SIZES[name], _ours.compute_dtype()
+    count = size.steps if platform == "cpu" else 5 * size.steps
+    batch = size.batch_on(platform, "train")
+    parts, parallel = _ours.make_parts(size, batch, dtype=dtype), Parallel()
+    phase = parts.method.phases(0)[0]
+    scanned, _ = _ours.train_job(parts, parallel, count)
+    single, _ = _ours.train_job(parts, parallel, 1)
+    flops = _ours.step_flops(parts, phase, 0)
+    forms = _peers.forms(platform, dtype, "train")
+    with _compare.torch_peers(bool(options.peer), forms, "train", f"--size={name}", f"--batch={batch}") as peers:
+        _compare.check_same_network(_ours.parameters(parts), peers)
+        sides = {"jdcl_jax": _compare.timed(scanned, count)}
+        sides |= {side: lambda peer=peer: peer.round(count) for side, peer in peers.items()}
+        timings = _compare.alternate(sides, options.repeats)
+        row = _rows.timed_row(
+            f"train step, {name}, batch {batch}, {dtype}",
+            "step",
+            timings,
+            flops=flops,
+            dtype=dtype,
+            parameters=_ours.parameters(parts),
+            peers={side: peer.hello for side, peer in peers.items()},
+        )
+    row = _peers.against(row, platform, eager=EAGER_GOAL, compiled=COMPILED_GOAL)
+    both = {"scanned": _compare.timed(scanned, count), "single": _compare.timed(lambda: _times(single, count), count)}
+    what = f"train step, {name}: {count} steps in one call / one step a call"
+    alone = _rows.timed_row(what, "step", _compare.alternate(both, options.repeats))
+    return [row, _rows.with_goal(alone, alone["ratios"]["single"][0], most=SCAN_GOAL)]
+
+
+def _times(run: _ours.Job, count: int) -> None:
+    for _ in range(count):
+        run()
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("jdcl_jax").setLevel(logging.INFO)
-    main()
+    made = _part.parser(__doc__)
+    made.add_argument("--size", choices=SIZES, nargs="+", default=["small", "large"])
+    _part.run_part(made.parse_args(), measure)

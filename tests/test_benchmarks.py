@@ -5,21 +5,26 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+import small_runs
 from jdcl_jax.assembly import assemble, forward_flops, init_params
+from jdcl_jax.training.parallel import Parallel
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(script: str, *words: str) -> None:
+def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, f"benchmarks/{script}", *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"  # what runs does not matter here
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    return done
 
 
 @pytest.fixture
@@ -56,6 +61,15 @@ def test_convolutions_are_counted_without_the_zeros_between_pixels(benchmarks) -
     assert both == pytest.approx(3 * forward, rel=0.15)  # edges: the gradients' own paddings
 
 
+def test_operations_are_those_that_xla_counts_where_there_is_no_loop(benchmarks, tiny_config) -> None:
+    import _ours
+
+    parts = assemble(tiny_config("finetune"))
+    counted = _ours.forward_flops(parts, 4)
+    # XLA counts sums and activations too, and leaves out products with the zeros of a padding.
+    assert counted == pytest.approx(4 * forward_flops(parts.network, parts.setup.image_shape), rel=0.1)
+
+
 @pytest.mark.parametrize("method", ["gr", "gd", "lwf", "agem", "l2+gd"])
 def test_the_arithmetic_of_a_step_is_what_its_trace_counts(benchmarks, tiny_config, method) -> None:
     import replay_cost
@@ -72,29 +86,151 @@ def parameters(parts) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(init_params(parts)))
 
 
-def test_the_cost_of_replay_is_counted_and_timed(tmp_path) -> None:
+@pytest.mark.parametrize(("part", "rows"), [("ceilings", 2), ("train_step", 2), ("sampling", 3), ("checkpoint", 2)])
+def test_a_part_runs_and_leaves_its_numbers(part, rows, tmp_path) -> None:
     out = tmp_path / "out.json"
-    small = "train.batch_size=4,model.channels=(8,16),model.groups=4"
-    run(
-        "replay_cost.py",
-        f"--config=configs/digits.py:generation,{small}",
-        "--methods=gd",
-        "--repeats=2",
-        f"--out={out}",
-    )
-    row = json.loads(out.read_text())["methods"]["gd"]
-    assert row["arithmetic"] == 9
-    assert row["counted"] == pytest.approx(9, rel=0.03)
-    assert len(row["rounds"]) == 2
-    assert row["timed"] > 0
-
-
-@pytest.mark.parametrize(
-    ("script", "unit"), [("train_step.py", ["--steps-per-call=2"]), ("sampling.py", ["--sampler-steps=2"])]
-)
-def test_a_benchmark_runs_and_leaves_its_numbers(script, unit, tmp_path) -> None:
-    out = tmp_path / "out.json"
-    run(script, "--size=tiny", "--repeats=2", *unit, f"--out={out}")
+    done = run(f"{part}.py", "--tiny", "--repeats=2", f"--out={out}")
     found = json.loads(out.read_text())
-    assert len(found["seconds"]["jdcl_jax"]) == 2
-    assert found["median"]["jdcl_jax"] > 0
+    assert len(found["rows"]) == rows
+    assert all(row["what"] in done.stdout for row in found["rows"])
+    first = found["rows"][0]
+    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in first["seconds"].values())
+    assert found["commit"]
+    assert found["versions"]["jax"] == jax.__version__
+
+
+def test_the_cost_of_replay_is_its_time_over_its_share_of_operations(benchmarks, monkeypatch) -> None:
+    import _compare
+    import _ours
+    import replay_cost
+
+    seconds = iter(range(1, 100))  # of one side after the other
+
+    def side(run, units: int):
+        taken = float(next(seconds))
+        return lambda: taken
+
+    for module, name in ((_ours, "train_job"), (_ours, "sampling_job")):
+        monkeypatch.setattr(module, name, lambda *args, **options: (lambda: None, 0.0))
+    monkeypatch.setattr(replay_cost, "draw_job", lambda *args: lambda: None)
+    monkeypatch.setattr(_compare, "timed", side)
+    options = SimpleNamespace(config="", tiny=True, methods=["gd"], repeats=2, steps_per_call=2)
+    gd, jdcl, drawing = replay_cost.measure(options)
+    assert gd["arithmetic"] == 9
+    assert gd["counted"] == pytest.approx(9, rel=0.03)
+    assert (gd["timed"], gd["ratios"]["plain step"][0]) == (3 * 2, 2)  # the plain step took 1, this one 2
+    assert gd["of_share"] == pytest.approx(2 / (gd["counted"] / 3), rel=0.01)
+    assert gd["goal"]["met"]
+    assert jdcl["ratios"]["local"][0] == 3 / 4
+    assert jdcl["goal"]["figure"] == pytest.approx(3 / 4 / jdcl["share_of_local"])
+    assert drawing["goal"]["figure"] == pytest.approx(6 / 5)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_drawing_that_is_timed_draws(benchmarks, tiny_config) -> None:
+    import replay_cost
+
+    parts = assemble(tiny_config(*small_runs.JDCL))
+    (draw,) = [phase for phase in parts.method.phases(1) if phase.name == "draw"]
+    run = replay_cost.draw_job(parts, Parallel(), draw)
+    run()
+    run()  # from an empty store again, or it would end with an error
+
+
+def test_a_task_is_timed_after_few_others_and_after_many(benchmarks, monkeypatch) -> None:
+    import growth
+
+    def entry(task: int, phase: str, seconds: float, steps: int) -> dict:
+        return {"task": task, "phase": phase, "seconds": seconds + 5, "compile_seconds": 5, "steps": steps}
+
+    tasks = range(1, 9)
+    cost = [entry(task, "local", 2.0 + (task > 6), 10) for task in tasks]
+    cost += [entry(task, "draw", task, 1) for task in tasks] + [entry(task, "evaluate", 9.0, 0) for task in tasks]
+    monkeypatch.setattr(growth, "_cost", lambda method, tasks: cost)
+    row = growth._row("jdcl", 8)
+    assert row["seconds"] == {"late": [3.0, 3.0], "early": [2.0, 2.0]}
+    assert row["goal"] == {"figure": 1.5, "most": 1.1, "met": False}
+    assert row["drawing"] == list(tasks)
+    assert row["seconds_a_step"] == {"local": pytest.approx(0.2)}
+
+
+def test_whole_runs_are_timed_for_it(tmp_path) -> None:
+    out = tmp_path / "out.json"
+    run("growth.py", "--tiny", f"--out={out}")
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["drawing"] == [0, 0, 0, 0]
+    assert 0 < next(iter(row["seconds_a_step"].values())) < row["median"]["late"]
+
+
+# -- the suite
+
+
+def test_the_suite_keeps_what_it_has_and_names_what_failed(tmp_path, benchmarks, monkeypatch, capsys) -> None:
+    import run as suite
+
+    out = tmp_path / "bench.json"
+    product = {"what": "matrix product, float32, 8 x 8", "unit": "product", "flops_per_second": 1e9}
+    step = {"what": "train step", "unit": "step", "flops": 1e9, "median": {"jdcl_jax": 4.0, "torch eager": 5.0}}
+    step |= {"ratios": {"torch eager": [0.8, 0.7, 0.9]}, "goal": {"figure": 0.8, "most": 1.0, "met": True}}
+    of_part = {
+        "ceilings": {"rows": [{**product, "median": {"jdcl_jax": 1.0}, "ratios": {}}]},
+        "train_step": {"rows": [step]},
+    }
+    monkeypatch.setattr(suite, "_run", lambda part, options: of_part.get(part))
+    monkeypatch.setattr(sys, "argv", ["run.py", "--parts", "ceilings", "train_step", f"--out={out}"])
+    suite.main()
+    monkeypatch.setattr(sys, "argv", ["run.py", "--parts", "demo", f"--out={out}"])
+    with pytest.raises(SystemExit, match="failed: demo"):
+        suite.main()
+    kept = json.loads(out.read_text())["parts"]
+    assert set(kept) == {"ceilings", "train_step"}
+    assert kept["train_step"]["rows"][0]["share"] == pytest.approx(0.25)  # 1e9 operations in 4 s, of 1e9 a second
+    table = capsys.readouterr().out
+    assert "| 0.25 <!-- from:" in table
+    assert "at most 1: 0.800 <!-- from:" in table
+
+
+def test_a_goal_is_met_or_not(benchmarks) -> None:
+    from _rows import figure_row, line, ratio, timed_row, with_goal
+
+    row = timed_row("a step", "step", {"ours": [1.0, 2.0, 4.0], "theirs": [2.0, 2.0, 2.0]})
+    assert row["ratios"] == {"theirs": [1.0, 0.5, 2.0]}
+    assert ratio([1.0, 2.0, 4.0], [2.0, 2.0, 2.0]) == [1.0, 0.5, 2.0]
+    assert with_goal(row, 1.0, most=1.0)["goal"]["met"]
+    assert not with_goal(row, 1.01, most=1.0)["goal"]["met"]
+    assert with_goal(row, 0.9, least=0.9)["goal"]["met"]
+    missed = with_goal(figure_row("a share", 0.89, "of all"), 0.89, least=0.9)
+    assert not missed["goal"]["met"]
+    assert "NOT met" in line(missed)
+
+
+def test_sides_take_turns_and_their_first_round_is_not_timed(benchmarks, monkeypatch) -> None:
+    import _compare
+
+    calls = []
+    clock = iter(range(100))
+    monkeypatch.setattr(_compare.time, "perf_counter", lambda: next(clock))
+    sides = {name: _compare.timed(lambda name=name: calls.append(name), units=2) for name in "ab"}
+    assert _compare.alternate(sides, 2) == {"a": [0.5, 0.5], "b": [0.5, 0.5]}
+    assert "".join(calls) == "aabbaabb"
+
+
+@pytest.mark.parametrize(("code", "left"), [(3, set()), (0, {"able"})])
+def test_a_peer_that_cannot_is_left_out(benchmarks, tmp_path, monkeypatch, code, left) -> None:
+    import _compare
+
+    script = tmp_path / "peer.py"
+    script.write_text(
+        "import sys, json\n"
+        f"if {code}: sys.exit({code})\n"
+        "print(json.dumps({'parameters': 7}), flush=True)\n"
+        "for line in sys.stdin: print(json.dumps({'seconds': 2.0 * int(line)}), flush=True)\n"
+    )
+    monkeypatch.setattr(_compare, "PEER", script)
+    with _compare.torch_peers(True, {"able": ()}, "train") as peers:
+        assert set(peers) == left
+        _compare.check_same_network(7, peers)
+        for peer in peers.values():
+            assert peer.round(5) == 2.0
+            with pytest.raises(SystemExit, match="no comparison"):
+                _compare.check_same_network(8, peers)

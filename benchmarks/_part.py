@@ -1,0 +1,89 @@
+"""The command line and the record that all parts of the suite share."""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from _rows import Row, line
+
+Measure = Callable[[argparse.Namespace], list[Row]]
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every part has."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--peer", choices=("torch",), help="time the same network under PyTorch too")
+    made.add_argument("--repeats", type=int, default=5, help="timed rounds of each side")
+    made.add_argument("--tiny", action="store_true", help="the smallest sizes, to see that it runs")
+    made.add_argument("--out", type=Path, help="a JSON file for the result")
+    return made
+
+
+def run_part(options: argparse.Namespace, measure: Measure) -> None:
+    """Measures, prints a line for every row and writes `--out`."""
+    if options.peer:  # both frameworks on one accelerator
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")
+    from jdcl_jax.training.backend import share_cpu
+    from jdcl_jax.training.compile_cache import use_compilation_cache
+
+    share_cpu()
+    use_compilation_cache()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("jdcl_jax").setLevel(logging.INFO)
+    rows = measure(options)
+    for row in rows:
+        print(line(row), flush=True)
+    if options.out:
+        write_json(options.out, {**provenance(), "rows": rows})
+
+
+def provenance() -> dict[str, Any]:
+    """Command, commit, versions and hardware."""
+    import jax
+    import jaxlib
+
+    import jdcl_jax
+    from jdcl_jax.results import commit
+    from jdcl_jax.training.backend import RESTARTED, compiler_options
+
+    devices = jax.local_devices()
+    return {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "commit": commit(),
+        "versions": {
+            "jdcl_jax": jdcl_jax.__version__,
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+            "python": platform.python_version(),
+        },
+        "device": f"{devices[0].device_kind} x{len(devices)}",
+        "hardware": {"processor": _processor(), "cpu_count": os.cpu_count()},
+        "compiler_options": compiler_options(),
+        "glibc": os.environ.get("GLIBC_TUNABLES", ""),
+        "restarted": RESTARTED in os.environ,
+    }
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Writes the whole file or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        json.dump(result, file, indent=1)
+        file.write("\n")
+    Path(file.name).replace(path)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

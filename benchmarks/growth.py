@@ -1,0 +1,113 @@
+"""Whether a task costs more the more tasks went before: twenty tasks by every method, seconds and steps of each.
+
+    python benchmarks/growth.py --out=results/growth.json
+
+Whole runs by a small network on random pixels of 20 classes. Of each task only training counts, without compiling.
+Methods whose replay set holds a quota of every class draw and keep more with every task, by their design: for these the
+row tells what the rest of a task costs.
+"""
+
+from jdcl_jax.training.backend import reexec_with_hugepages
+
+if __name__ == "__main__":
+    reexec_with_hugepages()
+
+import argparse
+import io
+import runpy
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import _part
+import _rows
+import numpy as np
+
+from jdcl_jax.experiment import run
+from jdcl_jax.methods.registry import default_options
+
+BOUNDED = ("finetune", "er", "agem", "lwf", "gr", "gd", "trajectory", "l2+gd", "si", "mas", "ewc+gd", "rank1_ewc+gd")
+WITH_QUOTAS = ("jdcl", "gppdm", "ddgr", "guide")
+DRAW = "draw"
+GOAL = 1.10  # a task of the last quarter / one of the second
+NOT_TRAINING = ("measure", "evaluate", "end")
+STEPS = 40  # a task
+OPTIONS = {
+    "quota": 8,
+    "replay_steps": 4,
+    "replay_batch": 8,
+    "global_steps": STEPS,
+    "class_delay": 0,
+    "replay_per_class": 8,
+    "buffer_size": 40,
+    "samples": 32,
+}
+"""Of methods; each takes those that it has."""
+
+
+def measure(options: argparse.Namespace) -> list[_rows.Row]:
+    tasks = 4 if options.tiny else 20
+    methods = options.methods or (["finetune"] if options.tiny else [*BOUNDED, *WITH_QUOTAS])
+    return [_row(method, tasks) for method in methods]
+
+
+def _row(method: str, tasks: int) -> _rows.Row:
+    """Seconds of single tasks, those of the last quarter against those of the second."""
+    cost = _cost(method, tasks)
+    training = [entry for entry in cost if entry["phase"] not in NOT_TRAINING and entry["phase"] != DRAW]
+    seconds, quarter = _by_task(training, tasks), tasks // 4
+    row = _rows.timed_row(
+        f"a task of {method} after {tasks - quarter} others / after {quarter}",
+        "task",
+        {"late": seconds[-quarter:], "early": seconds[quarter : 2 * quarter]},
+        seconds_a_step=_seconds_a_step(training),
+        drawing=_by_task([entry for entry in cost if entry["phase"] == DRAW], tasks),
+    )
+    return _rows.with_goal(row, row["median"]["late"] / row["median"]["early"], most=GOAL)
+
+
+def _by_task(entries: list[dict[str, Any]], tasks: int) -> list[float]:
+    seconds = [0.0] * tasks
+    for entry in entries:
+        seconds[entry["task"] - 1] += entry["seconds"] - entry["compile_seconds"]
+    return seconds
+
+
+def _seconds_a_step(entries: list[dict[str, Any]]) -> dict[str, float]:
+    """Of every phase, the median over the tasks."""
+    found: dict[str, list[float]] = {}
+    for entry in entries:
+        if entry["steps"]:
+            seconds = (entry["seconds"] - entry["compile_seconds"]) / entry["steps"]
+            found.setdefault(entry["phase"], []).append(seconds)
+    return {name: float(np.median(values)) for name, values in found.items()}
+
+
+def _cost(method: str, tasks: int) -> list[dict[str, Any]]:
+    """What the run's record says of each phase of each task."""
+    words = [method, *(["generation"] if method in BOUNDED else [])]
+    config = runpy.run_path("configs/digits.py")["get_config"](",".join(words))
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (tasks * 64, 8, 8, 1), np.uint8), np.arange(tasks * 64) % tasks
+    with tempfile.TemporaryDirectory() as folder, config.unlocked():
+        file = Path(folder) / "random.npz"
+        np.savez(file, images=images, labels=labels, test_images=images[:320], test_labels=labels[:320])
+        config.data.update(name=f"npz:{file}", validation=0.0)
+        config.tasks.num_tasks = tasks
+        config.model.update(channels=(8, 16), groups=4)
+        config.train.update(steps=STEPS, batch_size=32, log_every=STEPS)
+        config.solver.steps = STEPS
+        config.evaluation.update(num_samples=tasks, scores=("kld",), cache_dir=folder)
+        config.evaluation.classifier.steps = 20
+        config.evaluation.likelihood.images = 0
+        config.checkpoint.every = 10 * STEPS
+        known = {key for name in method.split("+") for key in default_options(name)}
+        config.method.update({key: value for key, value in OPTIONS.items() if key in known})
+        results = run(config.lock(), Path(folder) / "run", stream=io.StringIO())
+    return results["cost"]
+
+
+if __name__ == "__main__":
+    made = _part.parser(__doc__)
+    made.add_argument("--methods", nargs="+", help="those that run; all if not given")
+    _part.run_part(made.parse_args(), measure)
