@@ -6,7 +6,10 @@ purpose and are left out.
 """
 
 import functools
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -171,6 +174,18 @@ def test_the_unet_sends_nothing_of_its_own(compiled_step) -> None:
     program, params = compiled_step("gd", "distil")
     assert len(jax.tree.leaves(params)) > 50
     check(program, params, gradients=1, metrics=len(TWO_LOSSES))
+
+
+def test_the_same_holds_on_eight_devices() -> None:
+    """A process has as many devices as it began with, so this is one of its own."""
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    environment = {**os.environ, "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8", "NPROC": "16"}
+    code = "import jax, pytest, sys; assert jax.device_count() == 8; sys.exit(pytest.main(sys.argv[1:]))"
+    chosen = "sends_its_gradients and (finetune or gd) or a_sampler"
+    command = [sys.executable, "-c", code, "-q", "-p", "no:xdist", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\n5 passed" in done.stdout  # finetune, gd and ewc+gd; two samplers
 
 
 # -- these tests can fail
