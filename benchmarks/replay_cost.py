@@ -98,6 +98,7 @@ def _against_plain(config: str, method: str, options: argparse.Namespace) -> _ro
         "step",
         timings,
         flops=flops,
+        dtype=parts.config.model.dtype,
         arithmetic=phase.passes,
         counted=counted_passes(parts, phase),
         timed=3 * _rows.ratio(*timings.values())[0],
@@ -131,6 +132,7 @@ def _global_over_local(config: str, options: argparse.Namespace) -> _rows.Row:
         "step",
         _compare.alternate(sides, options.repeats),
         flops=flops[GLOBAL],
+        dtype=parts.config.model.dtype,
         share_of_local=share,
     )
     return _rows.with_goal(row, row["ratios"][LOCAL][0] / share, most=GLOBAL_GOAL)
@@ -152,6 +154,7 @@ def _drawing(config: str, options: argparse.Namespace) -> _rows.Row:
         "image",
         _compare.alternate(sides, options.repeats),
         flops=_ours.forward_flops(parts, batch) * steps / batch,
+        dtype=parts.config.model.dtype,
     )
     return _rows.with_goal(row, 1 / row["ratios"]["plain sampler"][0], least=DRAW_GOAL)
 
