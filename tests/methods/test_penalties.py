@@ -14,6 +14,7 @@ from jdcl_jax.data.views import UNCHANGED
 from jdcl_jax.keys import named_key
 from jdcl_jax.methods.method import Learned
 from jdcl_jax.methods.registry import known_penalties
+from jdcl_jax.training import parallel
 from jdcl_jax.training.gradients import descend
 from jdcl_jax.training.optimizer import make_optimizer
 from jdcl_jax.training.parallel import Parallel
@@ -375,14 +376,15 @@ def test_the_first_task_has_no_penalty_and_the_last_no_estimation(affine, name: 
     assert all(own[0].observe is None for own in phases)  # estimated after the training, not before
 
 
-def test_without_strength_training_is_that_without_penalties(affine) -> None:
-    """To rounding: XLA multiplies and adds in one rounding or in two, and not alike in two programs."""
+def test_without_strength_training_is_bit_for_bit_that_without_penalties(affine, monkeypatch) -> None:
+    # Not optimised: elsewhere LLVM joins products and sums into one rounding, and not alike in two programs.
+    monkeypatch.setattr(parallel, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
     optimizer = make_optimizer("adam", 0.01, clip_norm=1.0)
     plain = affine.learn(affine.method("finetune"), optimizer)
     weak, strong = (affine.learn(with_all(affine, factor), optimizer) for factor in (0.0, 10.0))
     for task in range(3):
-        np.testing.assert_allclose(affine.flat(weak[task][0]), affine.flat(plain[task][0]), rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(affine.flat(strong[0][0]), affine.flat(plain[0][0]), rtol=1e-6, atol=1e-7)
+        np.testing.assert_array_equal(affine.flat(weak[task][0]), affine.flat(plain[task][0]))
+    np.testing.assert_array_equal(affine.flat(strong[0][0]), affine.flat(plain[0][0]))
     far, near = (np.abs(affine.flat(run[2][0]) - affine.flat(run[0][0])).sum() for run in (plain, strong))
     assert near < 0.7 * far
     assert [[seen["phase"] for seen in run if "penalty" in seen] for _, _, run in weak] == [
