@@ -13,6 +13,7 @@ import pytest
 
 import small_runs
 from jdcl_jax.assembly import assemble, forward_flops, init_params
+from jdcl_jax.results import commit
 from jdcl_jax.training.parallel import Parallel
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +96,7 @@ def test_a_part_runs_and_leaves_its_numbers(part, rows, tmp_path) -> None:
     assert all(row["what"] in done.stdout for row in found["rows"])
     first = found["rows"][0]
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in first["seconds"].values())
-    assert found["commit"]
+    assert found["commit"] == commit()  # none where the code is not in a checkout
     assert found["versions"]["jax"] == jax.__version__
 
 
