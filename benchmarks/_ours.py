@@ -1,6 +1,5 @@
 """The product's own train step and sampler at a size, built as a run builds them."""
 
-import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +12,14 @@ from _flops import count_flops
 from _sizes import CLIP_NORM, EMA, LEARNING_RATE, NUM_IMAGES, TIMESTEPS, WEIGHT_DECAY, Size
 
 from jdcl_jax import protocols
-from jdcl_jax.assembly import Parts, RunArrays, assemble, phase_optimizer
+from jdcl_jax.assembly import Parts, RunArrays, assemble, phase_step
 from jdcl_jax.config import default_config, set_method
 from jdcl_jax.keys import named_key
 from jdcl_jax.measuring.generation import Generator
 from jdcl_jax.methods.method import DENOISER, Learned, Phase
 from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.state import Context, Pool, TrainState
-from jdcl_jax.training.step import Step, scan_steps, train_step
+from jdcl_jax.training.step import scan_steps
 
 Job = Callable[[], None]
 """Does a piece of work and waits for the device."""
@@ -89,19 +88,6 @@ def step_arguments(parts: Parts, phase: Phase, task: int) -> tuple[TrainState, C
     return state, context, {name: np.arange(s.batch_size, dtype=np.int32) for name, s in phase.streams.items()}
 
 
-def one_step(parts: Parts, phase: Phase) -> Step:
-    """The train step of a phase."""
-    return functools.partial(
-        train_step,
-        gradient=phase.descent,
-        streams=phase.streams,
-        optimizer=phase_optimizer(parts, phase.steps),
-        ema=parts.config.train.ema,
-        penalty=phase.penalty,
-        track=phase.track,
-    )
-
-
 def train_job(
     parts: Parts, parallel: Parallel, steps_per_call: int, phase: Phase | None = None, task: int = 0
 ) -> tuple[Callable[[], None], float]:
@@ -114,7 +100,9 @@ def train_job(
     # A copy: the state is donated, and the context may hold the same arrays.
     state, context = parallel.replicate(jax.tree.map(jnp.copy, state)), parallel.replicate(context)
     split = parallel.split(ids)
-    call, seconds = parallel.compile_step(scan_steps(one_step(parts, phase), steps_per_call), state, context, split, {})
+    call, seconds = parallel.compile_step(
+        scan_steps(phase_step(parts, phase, phase.steps), steps_per_call), state, context, split, {}
+    )
     holder = [state]
 
     def run() -> None:
@@ -147,7 +135,7 @@ def parameters(parts: Parts) -> int:
 def step_flops(parts: Parts, phase: Phase, task: int) -> float:
     """Operations of one step of a phase."""
     state, context, ids = step_arguments(parts, phase, task)
-    step = one_step(parts, phase)
+    step = phase_step(parts, phase, phase.steps)
     return count_flops(lambda *args: step(*args, {}), state, context, ids)
 
 

@@ -25,12 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdcl_jax.assembly import Parts, assemble
+from jdcl_jax.assembly import Parts, assemble, phase_step
 from jdcl_jax.methods.jdcl import DRAW, GLOBAL
 from jdcl_jax.methods.local_stage import LOCAL
 from jdcl_jax.methods.method import Phase
 from jdcl_jax.training.parallel import Parallel
-from jdcl_jax.training.step import observe_step, scan_steps
+from jdcl_jax.training.step import scan_steps
 
 METHODS = ("er", "agem", "lwf", "gaussian", "trajectory", "gr", "gd", "l2+gd", "ewc+gd", "rank1_ewc+gd")
 SHARE_GOAL, GD_OVER_GR_GOAL, GLOBAL_GOAL, DRAW_GOAL = 1.10, 1.13, 1.05, 0.90
@@ -161,7 +161,7 @@ def _drawing(config: str, options: argparse.Namespace) -> _rows.Row:
 
 def draw_job(parts: Parts, parallel: Parallel, phase: Phase) -> _ours.Job:
     """A function that makes the first step of drawing, in which no quota is full, and waits."""
-    step = functools.partial(observe_step, observe=phase.observe, streams=phase.streams)
+    step = phase_step(parts, phase, phase.steps)
     state, context, ids = _ours.step_arguments(parts, phase, task=1)
     context, split = parallel.replicate(context), parallel.split(ids)
     holder = [parallel.replicate(jax.tree.map(jnp.copy, state))]

@@ -31,6 +31,7 @@ from jdcl_jax.models.resnet import ResNet, SmallCNN, make_classifier
 from jdcl_jax.models.unet import UNet
 from jdcl_jax.training.optimizer import learning_rate, make_optimizer, momentum_sgd
 from jdcl_jax.training.state import PyTree, create_state
+from jdcl_jax.training.step import Step, observe_step, train_step
 from jdcl_jax.validation import check_image_size, validate
 
 
@@ -347,6 +348,21 @@ def phase_optimizer(parts: Parts, steps: int, network: str = DENOISER) -> optax.
     rate = learning_rate(train.learning_rate, schedule=train.schedule, warmup=train.warmup, steps=horizon)
     made = make_optimizer(train.optimizer, rate, clip_norm=train.clip_norm, weight_decay=train.weight_decay)
     return parts.method.optimizer(made)
+
+
+def phase_step(parts: Parts, phase: Phase, steps: int) -> Step:
+    """One step of a phase; a training phase's optimiser is that of `steps` steps, see `phase_optimizer`."""
+    if phase.observe is not None:
+        return functools.partial(observe_step, observe=phase.observe, streams=phase.streams)
+    return functools.partial(
+        train_step,
+        gradient=phase.descent,
+        streams=phase.streams,
+        optimizer=phase_optimizer(parts, steps, phase.network),
+        ema=parts.config.train.ema,
+        penalty=phase.penalty,
+        track=phase.track,
+    )
 
 
 @functools.cache

@@ -6,7 +6,6 @@ the checkpoint: networks, memory, position, and the scores and costs so far. So 
 ends like one that was not.
 """
 
-import functools
 import itertools
 import logging
 import math
@@ -20,7 +19,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from jdcl_jax.assembly import Parts, RunArrays, assemble, chain_steps, phase_optimizer
+from jdcl_jax.assembly import Parts, RunArrays, assemble, chain_steps, phase_optimizer, phase_step
 from jdcl_jax.errors import UserError
 from jdcl_jax.keys import named_key
 from jdcl_jax.measuring.evaluator import Evaluator
@@ -33,7 +32,7 @@ from jdcl_jax.training.checkpoint import Checkpoints, to_host
 from jdcl_jax.training.feeding import make_feed
 from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.state import Context, Pool, PyTree, TrainState, begin_phase, begin_task
-from jdcl_jax.training.step import ACTIVE, Step, observe_step, scan_steps, train_step
+from jdcl_jax.training.step import ACTIVE, scan_steps
 from jdcl_jax.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -257,24 +256,11 @@ class Experiment:
         if name in self._compiled:
             return self._compiled[name], 0.0
         self.progress.message(f"compiling {phase.name} ...")
-        many = scan_steps(self._step(phase), self._per_call(phase))
+        many = scan_steps(phase_step(self.parts, phase, chain_steps(self._phases(), self.phase)), self._per_call(phase))
         compiled, seconds = self.parallel.compile_step(many, self._network(phase), *arguments)
         self.progress.message(f"compiled {phase.name} in {seconds:.1f} s")
         self._compiled[name] = compiled
         return compiled, seconds
-
-    def _step(self, phase: Phase) -> Step:
-        if phase.observe is not None:
-            return functools.partial(observe_step, observe=phase.observe, streams=phase.streams)
-        return functools.partial(
-            train_step,
-            gradient=phase.descent,
-            streams=phase.streams,
-            optimizer=self._optimizer(phase),
-            ema=self.config.train.ema,
-            penalty=phase.penalty,
-            track=phase.track,
-        )
 
     # -- after a task
 

@@ -10,7 +10,7 @@ PAIRWISE_CAP = 10_000
 
 def feature_matrix(features: np.ndarray, least: int, score: str) -> np.ndarray:
     """The features as float64 [N, d], checked as by `checked_features`."""
-    return checked_features(features, least, score).astype(np.float64)
+    return checked_features(features, least, score).astype(np.float64, copy=False)
 
 
 def checked_features(features: np.ndarray, least: int, score: str) -> np.ndarray:

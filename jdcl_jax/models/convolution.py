@@ -136,7 +136,7 @@ def _input_gradient(
 ) -> jax.Array:
     """dx: the output's gradient, spread out by the stride, convolved with the turned kernel.
 
-    Turning a kernel is slow. Where a feature map has fewer pixels than channels, a product of matrices does without.
+    Turning a kernel is slow. Where a batch has no more pixels than channels, a product of matrices does without.
     """
     if strides == 1 and dy.size <= dy.shape[-1] ** 2:
         return _input_gradient_by_taps(x_shape, kernel, dy, padding)

@@ -5,7 +5,6 @@ merges sums that do not wait for each other. JDCL's draw and other phases that f
 purpose and are left out.
 """
 
-import functools
 import os
 import re
 import subprocess
@@ -21,7 +20,7 @@ import optax
 import pytest
 
 import small_runs
-from jdcl_jax.assembly import RunArrays, assemble, phase_optimizer
+from jdcl_jax.assembly import RunArrays, assemble, phase_step
 from jdcl_jax.keys import named_key
 from jdcl_jax.measuring.generation import Generator
 from jdcl_jax.methods.method import DENOISER, Learned
@@ -29,7 +28,7 @@ from jdcl_jax.training import parallel as devices
 from jdcl_jax.training.gradients import descend
 from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.state import Context, Pool, create_state
-from jdcl_jax.training.step import scan_steps, train_step
+from jdcl_jax.training.step import scan_steps
 
 KINDS = ("all-reduce", "all-gather", "all-to-all", "collective-broadcast", "collective-permute", "reduce-scatter")
 SENT = re.compile(rf"^.*? = (.*?) ((?:ragged-)?(?:{'|'.join(KINDS)}))(?:-start)?\(", re.MULTILINE)
@@ -128,15 +127,7 @@ def compiled_step(tiny_config, programs) -> Callable[..., tuple[Program, Any]]:
         state, train = arrays["networks"][DENOISER], parts.sequence.train
         memory = parts.method.end_task(arrays["memory"], Learned(state.params, state.averaged, state.tracked), 0)
         context = Context(named_key(0), Pool(train.images, train.labels), parts.method.context(memory, 1))
-        step = functools.partial(
-            train_step,
-            gradient=phase.descent,
-            streams=phase.streams,
-            optimizer=phase_optimizer(parts, phase.steps),
-            ema=parts.config.train.ema,
-            penalty=phase.penalty,
-            track=phase.track,
-        )
+        step = phase_step(parts, phase, phase.steps)
         ids = parallel.split({key: np.arange(s.batch_size, dtype=np.int32) for key, s in phase.streams.items()})
         parallel.compile_step(scan_steps(step, 2), *parallel.replicate((state, context)), ids, {})
         return programs[-1], state.params
