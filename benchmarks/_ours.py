@@ -15,8 +15,8 @@ from jdcl_jax import protocols
 from jdcl_jax.assembly import Parts, RunArrays, assemble, phase_step
 from jdcl_jax.config import default_config, set_method
 from jdcl_jax.keys import named_key
-from jdcl_jax.measuring.generation import Generator
-from jdcl_jax.methods.method import DENOISER, Learned, Phase
+from jdcl_jax.measuring.generation import Generator, balanced_labels
+from jdcl_jax.methods.method import DENOISER, SOLVER, Learned, Phase
 from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.state import Context, Pool, TrainState
 from jdcl_jax.training.step import scan_steps
@@ -76,16 +76,22 @@ def on_random_pixels(config: Any, image_shape: tuple[int, int, int], classes: in
 def step_arguments(parts: Parts, phase: Phase, task: int) -> tuple[TrainState, Context, dict[str, np.ndarray]]:
     """State, context and example numbers of a phase's step in a task, after earlier ones that changed nothing."""
     arrays = RunArrays(parts).initial()
-    state, memory = arrays["networks"][DENOISER], arrays["memory"]
+    networks, memory = arrays["networks"], arrays["memory"]
     for before in range(task):
-        memory = parts.method.end_task(memory, Learned(state.params, state.averaged, state.tracked), before)
+        memory = parts.method.end_task(memory, _learned(networks), before)
     train = parts.sequence.train
     context = Context(
         key=named_key(0, "benchmark"),
         pool=Pool(train.images, train.labels),
         method=parts.method.context(memory, task),
     )
-    return state, context, {name: np.arange(s.batch_size, dtype=np.int32) for name, s in phase.streams.items()}
+    ids = {name: np.arange(s.batch_size, dtype=np.int32) for name, s in phase.streams.items()}
+    return networks[phase.network], context, ids
+
+
+def _learned(networks: dict[str, TrainState]) -> Learned:
+    state, solver = networks[DENOISER], networks.get(SOLVER)
+    return Learned(state.params, state.averaged, state.tracked, None if solver is None else solver.params)
 
 
 def train_job(
@@ -118,9 +124,11 @@ def sampling_job(parts: Parts, parallel: Parallel, batch: int) -> tuple[Callable
     """A function that draws one batch of images and waits, and the seconds of the first call."""
     params = RunArrays(parts).initial()["networks"][DENOISER].params
     generator = Generator(parts.setup, parallel, batch)
+    classes = parts.setup.num_classes
+    labels = balanced_labels(range(classes), batch) if classes else None
 
     def run() -> None:
-        generator(params, named_key(0, "benchmark"), batch)
+        generator(params, named_key(0, "benchmark"), batch, labels)
 
     run()
     return run, generator.compile_seconds

@@ -24,16 +24,24 @@ import jax
 import numpy as np
 import replay_cost
 
+from jdcl_jax.assembly import Parts
 from jdcl_jax.data.batches import to_float
 from jdcl_jax.evaluation.features import in_batches
 from jdcl_jax.evaluation.frechet import frechet_distance, statistics
+from jdcl_jax.methods.method import DENOISER, Phase
 from jdcl_jax.models.classifier import ImageClassifier
 from jdcl_jax.models.inception import InceptionV3, inception_input
 from jdcl_jax.training.parallel import Parallel
 
 GOAL = 0.10
-TINY = "model.channels=(8,16,16),model.groups=4,model.layers_per_block=1,classifier.hidden=8"
-CONFIGS = {"JDCL": "configs/cifar10.py:jdcl", "generative distillation": "configs/cifar10.py:gd,generation"}
+TINY = "model.channels=(8,16,16),model.groups=4,model.layers_per_block=1,classifier.hidden=8,context.resolutions=(16,)"
+CONFIGS = {
+    "JDCL": "configs/cifar10.py:jdcl",
+    "generative distillation": "configs/cifar10.py:gd,generation",
+    "GPPDM": "configs/cifar10.py:gppdm,gppdm_released",
+    "DDGR": "configs/cifar10.py:ddgr,ddgr_released",
+    "GUIDE": "configs/cifar10.py:guide,guide_released",
+}
 """Of gd_paper all but the scores: these need a weights file even to be named."""
 INCEPTION, CLASSIFIER = 2048, 128
 """Features of an image: of Inception, whose weights do not matter here, and of the classifier behind other scores."""
@@ -93,13 +101,13 @@ def _share_rows(
     batch, steps = (8 if on_cpu else 256), 4
     words = [f"train.batch_size={batch}", f"sampler.steps={steps}", f"model.dtype={_ours.compute_dtype()}"]
     small = replay_cost.parts_of(f"{config},{','.join([*words, *([TINY] if options.tiny else [])])}")
-    train, _ = _ours.train_job(small, Parallel(), 1)
+    train, _ = _ours.train_job(small, Parallel(), 1, _denoiser_phase(small))
     sample, _ = _ours.sampling_job(small, Parallel(), batch)
     sides = {"train step": _compare.timed(train, small.setup.batch_size), "sampler": _compare.timed(sample, batch)}
     timings = _compare.alternate(sides, options.repeats)
     row = _rows.timed_row(f"{name}: an image in a train step / drawn in {steps} steps", "image", timings)
     parts = replay_cost.parts_of(config)
-    first, number = parts.method.phases(0)[0], parts.config.evaluation.num_samples
+    first, number = _denoiser_phase(parts), parts.config.evaluation.num_samples
     training = row["median"]["train step"] * parts.setup.batch_size * first.steps
     drawing = row["median"]["sampler"] / steps * parts.setup.sampler.steps * number
     # Both kinds of features of every image, and a distance of the task's and one of all.
@@ -113,6 +121,11 @@ def _share_rows(
         scoring_seconds=scoring,
     )
     return [row, _rows.with_goal(share, share["value"], most=GOAL)]
+
+
+def _denoiser_phase(parts: Parts) -> Phase:
+    """The phase of the first task that trains the denoiser; a classifier apart costs little beside it."""
+    return next(phase for phase in parts.method.phases(0) if phase.observe is None and phase.network == DENOISER)
 
 
 if __name__ == "__main__":

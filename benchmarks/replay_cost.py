@@ -32,7 +32,11 @@ from jdcl_jax.methods.method import Phase
 from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.step import scan_steps
 
-METHODS = ("er", "agem", "lwf", "gaussian", "trajectory", "gr", "gd", "l2+gd", "ewc+gd", "rank1_ewc+gd")
+METHODS = (
+    "er", "agem", "lwf", "gaussian", "trajectory", "gr", "gd",
+    "l2", "si", "ewc", "mas", "rank1_ewc", "gpm", "rank1_ewc+gd",
+)  # fmt: skip
+WITH_SOLVER = ("gppdm", "ddgr", "guide")
 SHARE_GOAL, GD_OVER_GR_GOAL, GLOBAL_GOAL, DRAW_GOAL = 1.10, 1.13, 1.05, 0.90
 WITH_GOAL = ("gr", "gd")
 """Replay by a fresh teacher."""
@@ -45,8 +49,8 @@ OF_A_DENOISER = ("generation",)  # preset: nothing but the denoiser
 def measure(options: argparse.Namespace) -> list[_rows.Row]:
     chosen = options.config or CONFIGS["cpu" if jax.default_backend() == "cpu" else "accelerator"]
     config = ",".join([chosen if ":" in chosen else f"{chosen}:", *([TINY] if options.tiny else [])])
-    methods = options.methods or (["gr", "gd"] if options.tiny else METHODS)
-    rows = [_against_plain(config, method, options) for method in methods]
+    methods = options.methods or (["gr", "gd"] if options.tiny else [*METHODS, *WITH_SOLVER])
+    rows = [row for method in methods for row in _against_plain(config, method, options)]
     if {"gr", "gd"} <= set(methods):
         rows.append(_gd_over_gr(config, options))
     return [*rows, _global_over_local(config, options), _drawing(config, options)]
@@ -62,9 +66,14 @@ def parts_of(config: str, *words: str) -> Parts:
     return _ours.on_random_pixels(made, (side, side, 3), classes=10)
 
 
+def later_phases(parts: Parts) -> dict[str, Phase]:
+    """The phases of the second task that train, by name."""
+    return {phase.name: phase for phase in parts.method.phases(1) if phase.observe is None}
+
+
 def later_phase(parts: Parts) -> Phase:
-    """The phase of the second task that trains."""
-    return next(phase for phase in parts.method.phases(1) if phase.observe is None)
+    """The first of these."""
+    return next(iter(later_phases(parts).values()))
 
 
 def counted_passes(parts: Parts, phase: Phase) -> float:
@@ -78,23 +87,29 @@ def _side(parts: Parts, phase: Phase, steps: int) -> _compare.Side:
 
 
 @functools.cache
-def _plain(config: str, steps: int) -> tuple[_compare.Side, float, int]:
-    """A plain step: how it is timed, its operations, and its batch."""
+def _plain(config: str, steps: int) -> tuple[_compare.Side, float]:
+    """A plain step: how it is timed, and its operations."""
     parts = parts_of(config, "finetune", *OF_A_DENOISER)
     phase = later_phase(parts)
-    return _side(parts, phase, steps), _ours.step_flops(parts, phase, task=1), parts.setup.batch_size
+    return _side(parts, phase, steps), _ours.step_flops(parts, phase, task=1)
 
 
-def _against_plain(config: str, method: str, options: argparse.Namespace) -> _rows.Row:
-    plain, plain_flops, batch = _plain(config, options.steps_per_call)
-    parts = parts_of(config, method, *OF_A_DENOISER)
-    phase = later_phase(parts)
+def _against_plain(config: str, method: str, options: argparse.Namespace) -> list[_rows.Row]:
+    parts = parts_of(config, method, *(() if method in WITH_SOLVER else OF_A_DENOISER))
+    return [_phase_against_plain(config, method, parts, phase, options) for phase in later_phases(parts).values()]
+
+
+def _phase_against_plain(
+    config: str, method: str, parts: Parts, phase: Phase, options: argparse.Namespace
+) -> _rows.Row:
+    plain, plain_flops = _plain(config, options.steps_per_call)
+    images = " + ".join(str(stream.batch_size) for stream in phase.streams.values())
     timings = _compare.alternate(
         {"jdcl_jax": _side(parts, phase, options.steps_per_call), "plain step": plain}, options.repeats
     )
     flops = _ours.step_flops(parts, phase, task=1)
     row = _rows.timed_row(
-        f"step of {method}, batch {batch} and as many replayed",
+        f"step of {method} ({phase.name}), {images} images",
         "step",
         timings,
         flops=flops,

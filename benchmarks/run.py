@@ -10,6 +10,7 @@ file's table as Markdown. The machine should be quiet meanwhile.
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -63,13 +64,14 @@ def _run(part: str, options: argparse.Namespace) -> dict[str, Any] | None:
     script, start = Path(__file__).with_name(f"{part}.py"), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "part.json"
-        words = [f"--repeats={options.repeats}", f"--out={out}", *(["--tiny"] if options.tiny else [])]
+        words = [f"--repeats={options.repeats}", *(["--tiny"] if options.tiny else [])]
         if options.peer and part in WITH_PEERS:
             words.append(f"--peer={options.peer}")
-        done = subprocess.run([sys.executable, str(script), *words], check=False)
+        done = subprocess.run([sys.executable, str(script), *words, f"--out={out}"], check=False)
         if done.returncode or not out.exists():
             return None
-        return {**json.loads(out.read_text()), "part_seconds": time.perf_counter() - start}
+        command = shlex.join(["python", f"benchmarks/{script.name}", *words])
+        return {**json.loads(out.read_text()), "command": command, "part_seconds": time.perf_counter() - start}
 
 
 def _with_shares(parts: dict[str, Any]) -> None:
