@@ -24,7 +24,7 @@ class Peer:
     It gets the environment that the user started us with: GLIBC_TUNABLES are ours alone.
 
     Raises:
-      ChildProcessError: it can't do what it was asked for here.
+      ChildProcessError: it can't do what it was asked for here, or stopped.
     """
 
     def __init__(self, *command: str):
@@ -60,9 +60,10 @@ class Peer:
         line = self._process.stdout.readline()
         if line:
             return json.loads(line)
-        if self._process.wait() == UNUSABLE:
-            raise ChildProcessError("the peer can't do this here")
-        raise SystemExit("the peer stopped; is it installed? pip install 'jdcl_jax[bench]'")
+        code = self._process.wait()
+        if code == UNUSABLE:
+            raise ChildProcessError("it can't do this here")
+        raise ChildProcessError(f"it stopped with exit code {code}; is it there? pip install 'jdcl_jax[bench]'")
 
 
 @contextmanager
@@ -81,9 +82,14 @@ def torch_peers(wanted: bool, forms: Mapping[str, Sequence[str]], *command: str)
             peer.close()
 
 
-def check_same_network(parameters: int, peers: Mapping[str, Peer]) -> None:
-    """Ends the program if a peer's network is not as large as ours."""
+def check_comparable(parameters: int, platform: str, peers: Mapping[str, Peer]) -> None:
+    """Ends the program if a peer's network is not as large as ours, or if one side has an accelerator and not both."""
     for name, peer in peers.items():
+        if (peer.hello["device"] == "cpu") != (platform == "cpu"):
+            raise SystemExit(
+                f"JAX computes on {platform} and {name} on {peer.hello['device']}: no comparison; install both for the "
+                "accelerator, or set JAX_PLATFORMS=cpu and CUDA_VISIBLE_DEVICES="
+            )
         if peer.hello["parameters"] != parameters:
             raise SystemExit(
                 f"ours has {parameters:,} parameters and that of {name} {peer.hello['parameters']:,}: no comparison"

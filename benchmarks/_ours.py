@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _flops import count_flops
+from _flops import count_flops, plain_forms
 from _sizes import CLIP_NORM, EMA, LEARNING_RATE, NUM_IMAGES, TIMESTEPS, WEIGHT_DECAY, Size
 
 from jdcl_jax import protocols
@@ -30,11 +30,18 @@ def compute_dtype() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def make_parts(size: Size, batch: int, *, sampler_steps: int = 10, dtype: str = "float32") -> Parts:
-    """A run that fine-tunes the denoiser of a size on random pixels of one task."""
+def parallel_beside(peer: str | None) -> Parallel:
+    """All devices; one accelerator beside a peer, which uses one."""
+    return Parallel(devices=jax.local_devices()[:1] if peer and jax.default_backend() != "cpu" else None)
+
+
+def make_parts(
+    size: Size, batch: int, *, method: str = "finetune", sampler_steps: int = 10, dtype: str = "float32"
+) -> Parts:
+    """A run that trains the denoiser of a size on random pixels of one task."""
     side, colours = size.image
     config = default_config()
-    set_method(config, "finetune")
+    set_method(config, method)
     with config.unlocked():
         protocols.denoiser_of_gd(config)
         config.data.update(image_size=side, flip=False, validation=0.0)
@@ -59,15 +66,13 @@ def make_parts(size: Size, batch: int, *, sampler_steps: int = 10, dtype: str = 
 
 
 def on_random_pixels(config: Any, image_shape: tuple[int, int, int], classes: int, count: int = NUM_IMAGES) -> Parts:
-    """The run of a config on so many random images, equally many of each class; with two test images of each."""
+    """The run of a config on so many random images, equally many of each class, which are its test images too."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (count, *image_shape), np.uint8)
     labels = np.arange(count, dtype=np.int32) % classes
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random.npz"
-        np.savez(
-            path, images=images, labels=labels, test_images=images[: 2 * classes], test_labels=labels[: 2 * classes]
-        )
+        np.savez(path, images=images, labels=labels, test_images=images, test_labels=labels)
         with config.unlocked():
             config.data.name = f"npz:{path}"
         return assemble(config)
@@ -96,8 +101,8 @@ def _learned(networks: dict[str, TrainState]) -> Learned:
 
 def train_job(
     parts: Parts, parallel: Parallel, steps_per_call: int, phase: Phase | None = None, task: int = 0
-) -> tuple[Callable[[], None], float]:
-    """A function that runs one call of `steps_per_call` steps and waits, and the seconds of compiling it.
+) -> tuple[Callable[..., None], Any]:
+    """A function that runs one call of `steps_per_call` steps, or so many calls, and waits, and its compiled program.
 
     `phase` of the task (from 0); its first if None.
     """
@@ -106,22 +111,25 @@ def train_job(
     # A copy: the state is donated, and the context may hold the same arrays.
     state, context = parallel.replicate(jax.tree.map(jnp.copy, state)), parallel.replicate(context)
     split = parallel.split(ids)
-    call, seconds = parallel.compile_step(
+    call, _ = parallel.compile_step(
         scan_steps(phase_step(parts, phase, phase.steps), steps_per_call), state, context, split, {}
     )
     holder = [state]
 
-    def run() -> None:
-        holder[0], metrics = call(holder[0], context, split, {})
+    def run(calls: int = 1) -> None:
+        for _ in range(calls):
+            holder[0], metrics = call(holder[0], context, split, {})
+            if jax.default_backend() == "cpu":  # programs that wait for each other may not pile up there
+                jax.block_until_ready(metrics)
         loss = np.asarray(metrics["loss"])
         if not np.isfinite(loss).all():
             raise SystemExit(f"the loss became {loss}: these timings would mean nothing")
 
-    return run, seconds
+    return run, call
 
 
-def sampling_job(parts: Parts, parallel: Parallel, batch: int) -> tuple[Callable[[], None], float]:
-    """A function that draws one batch of images and waits, and the seconds of the first call."""
+def sampling_job(parts: Parts, parallel: Parallel, batch: int) -> Job:
+    """A function that draws one batch of images and waits."""
     params = RunArrays(parts).initial()["networks"][DENOISER].params
     generator = Generator(parts.setup, parallel, batch)
     classes = parts.setup.num_classes
@@ -130,8 +138,8 @@ def sampling_job(parts: Parts, parallel: Parallel, batch: int) -> tuple[Callable
     def run() -> None:
         generator(params, named_key(0, "benchmark"), batch, labels)
 
-    run()
-    return run, generator.compile_seconds
+    run()  # compiles
+    return run
 
 
 def parameters(parts: Parts) -> int:
@@ -144,7 +152,8 @@ def step_flops(parts: Parts, phase: Phase, task: int) -> float:
     """Operations of one step of a phase."""
     state, context, ids = step_arguments(parts, phase, task)
     step = phase_step(parts, phase, phase.steps)
-    return count_flops(lambda *args: step(*args, {}), state, context, ids)
+    with plain_forms():
+        return count_flops(lambda *args: step(*args, {}), state, context, ids)
 
 
 def forward_flops(parts: Parts, batch: int) -> float:
@@ -153,4 +162,5 @@ def forward_flops(parts: Parts, batch: int) -> float:
     params = RunArrays(parts).shapes()["networks"][DENOISER].params
     x, t = jnp.zeros((batch, *setup.image_shape)), jnp.zeros(batch, jnp.int32)
     labels = t if setup.num_classes else None
-    return count_flops(lambda p: setup.apply(p, x, t, labels, None), params)
+    with plain_forms():
+        return count_flops(lambda p: setup.apply(p, x, t, labels, None), params)

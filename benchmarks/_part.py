@@ -7,12 +7,13 @@ import os
 import platform
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from _rows import Row, line
+
+from jdcl_jax.reporting.files import write_bytes
 
 Measure = Callable[[argparse.Namespace], list[Row]]
 
@@ -45,6 +46,12 @@ def run_part(options: argparse.Namespace, measure: Measure) -> None:
         write_json(options.out, {**provenance(), "rows": rows})
 
 
+def empty_caches(folder: str) -> dict[str, str]:
+    """The environment of a program that keeps what it compiles and trains in that folder, whatever the user chose."""
+    kept = {name: value for name, value in os.environ.items() if name != "JAX_ENABLE_COMPILATION_CACHE"}
+    return {**kept, "XDG_CACHE_HOME": folder, "JAX_COMPILATION_CACHE_DIR": str(Path(folder) / "jdcl_jax" / "xla")}
+
+
 def provenance() -> dict[str, Any]:
     """Command, commit, versions and hardware."""
     import jax
@@ -74,11 +81,7 @@ def provenance() -> dict[str, Any]:
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Writes the whole file or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(result, file, indent=1)
-        file.write("\n")
-    Path(file.name).replace(path)
+    write_bytes(path, f"{json.dumps(result, indent=1)}\n".encode())
 
 
 def _processor() -> str:

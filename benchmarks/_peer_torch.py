@@ -1,8 +1,8 @@
 """The same network from diffusers under PyTorch, timed in a process of its own.
 
 Speaks JSON lines: first it warms up (and compiles) and says what it is, then for every line "n" it runs n units
-untimed, n more, and answers the seconds of the latter and, on a GPU, the most memory since it warmed up. A unit is a
-train step or a batch of images. Its environment is what the user's was before our own command line changed it.
+untimed, n more, and answers the seconds of the latter. A unit is a train step or a batch of images. Its environment
+is what the user's was before our own command line changed it.
 
 The options choose how PyTorch does the work, never what work is done. If the compiled form does not start, for want of
 a C++ compiler, say, one line on stderr says why, and the exit code is 3.
@@ -224,31 +224,17 @@ def warm_up(job: Job, device: torch.device) -> float:
     seconds = time.perf_counter() - start
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
     return seconds
-
-
-def memory(device: torch.device) -> dict[str, int]:
-    """The most bytes since warming up, nothing on a CPU: of tensors, and of all that PyTorch held for them.
-
-    The memory inside CUDA graphs, when they are replayed, is in the latter alone.
-    """
-    if device.type != "cuda":
-        return {}
-    return {
-        "peak_bytes": torch.cuda.max_memory_allocated(device),
-        "reserved_bytes": torch.cuda.max_memory_reserved(device),
-    }
 
 
 def timed(job: Job, device: torch.device, units: int) -> dict[str, float]:
     """One round: `units` untimed, as many timed."""
     for _ in ("untimed", "timed"):
-        start = time.perf_counter(), time.process_time()
+        start = time.perf_counter()
         job.run(units)
         wait(device)
-        stop = time.perf_counter(), time.process_time()
-    return {"seconds": stop[0] - start[0], "cpu": stop[1] - start[1], **memory(device)}
+        seconds = time.perf_counter() - start
+    return {"seconds": seconds}
 
 
 def parse() -> argparse.Namespace:

@@ -18,7 +18,9 @@ def forms(platform: str, dtype: str, job: str) -> dict[str, tuple[str, ...]]:
 
 
 def against(row: _rows.Row, platform: str, *, eager: float, compiled: float) -> _rows.Row:
-    """The row with its goal: against eager PyTorch on a CPU, against the compiled one on an accelerator."""
+    """The row with its goal: against eager PyTorch on a CPU, against the compiled one on an accelerator.
+
+    The goal of a peer that was left out stands there as not measured.
+    """
     name, most = (EAGER, eager) if platform == "cpu" else (COMPILED, compiled)
-    found = row["ratios"].get(name)
-    return _rows.with_goal(row, found[0], most=most) if found else row
+    return _rows.with_goal(row, row["ratios"].get(name, [None])[0], most=most)

@@ -14,7 +14,8 @@ Row = dict[str, Any]
   ratios: other side -> [median, least, largest] of ours / theirs, round by round.
   flops: floating-point operations of one unit, of matrix products and convolutions; added where they were counted.
   value: instead of seconds, a figure of the unit `unit`.
-  goal: {"figure", "most" or "least", "met"}.
+  goal: {"figure", "most" or "least", "met"}; a figure of None was not measured.
+  share_goal: the least share of the measured peak, where that is a goal.
 """
 
 
@@ -45,9 +46,11 @@ def figure_row(what: str, value: float, unit: str, **more: Any) -> Row:
     return {"what": what, "unit": unit, "value": float(value), **more}
 
 
-def with_goal(row: Row, figure: float, *, most: float | None = None, least: float | None = None) -> Row:
-    """The row with a goal that `figure` meets or not."""
+def with_goal(row: Row, figure: float | None, *, most: float | None = None, least: float | None = None) -> Row:
+    """The row with a goal that `figure` meets or not; None was not measured."""
     limit = {"most": most} if most is not None else {"least": least}
+    if figure is None:
+        return {**row, "goal": {"figure": None, **limit, "met": False}}
     met = figure <= most if most is not None else least is not None and figure >= least
     return {**row, "goal": {"figure": float(figure), **limit, "met": bool(met)}}
 
@@ -65,8 +68,13 @@ def line(row: Row) -> str:
     if share := row.get("share"):
         parts.append(f"{share:.0%} of the measured peak")
     if goal := row.get("goal"):
-        parts.append(f"[goal {limit_text(goal)}: {'met' if goal['met'] else 'NOT met'}]")
+        parts.append(f"[goal {limit_text(goal)}: {verdict(goal)}]")
     return " ".join(parts)
+
+
+def verdict(goal: Mapping[str, Any]) -> str:
+    """Whether it is met."""
+    return "met" if goal["met"] else "not measured" if goal["figure"] is None else "NOT met"
 
 
 def limit_text(goal: Mapping[str, Any]) -> str:

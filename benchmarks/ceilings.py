@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jdcl_jax.training.backend import compiler_options
 
 MATMUL, COPY = "matrix product", "copy"  # names of rows
+TIMES = 20  # links of a chain, so that what goes before and after it counts little
 
 
 def measure(options: argparse.Namespace) -> list[_rows.Row]:
@@ -34,14 +35,14 @@ def measure(options: argparse.Namespace) -> list[_rows.Row]:
 
 
 def _product(dtype: str, side: int, repeats: int) -> _rows.Row:
-    times, devices = 5, jax.local_device_count()
-    key = jax.random.key(0)
-    a, b = (jax.random.normal(k, (devices, side, side)).astype(dtype) / side**0.5 for k in jax.random.split(key))
+    devices = jax.local_device_count()
+    keys = jax.random.split(jax.random.key(0), devices)
+    matrix = jax.pmap(lambda key: (jax.random.normal(key, (side, side)) / side**0.5).astype(dtype))(keys)
 
     def chain(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, times, lambda _, z: (z @ y).astype(z.dtype), x)
+        return jax.lax.fori_loop(0, TIMES, lambda _, z: (z @ y).astype(z.dtype), x)
 
-    seconds = _rounds(chain, repeats, times, a, b)
+    seconds = _rounds(chain, repeats, matrix, matrix)
     flops = 2 * side**3 * devices
     return _rows.timed_row(
         f"{MATMUL}, {dtype}, {side} x {side}", "product", seconds, flops=flops, flops_per_second=_rate(flops, seconds)
@@ -49,20 +50,21 @@ def _product(dtype: str, side: int, repeats: int) -> _rows.Row:
 
 
 def _copy(size: int, repeats: int) -> _rows.Row:
-    devices, times = jax.local_device_count(), 5
-    x = jnp.arange(size // 4 * devices, dtype=jnp.float32).reshape(devices, -1)
+    devices = jax.local_device_count()
+    x = jax.pmap(lambda first: first + jnp.arange(size // 4, dtype=jnp.float32))(jnp.arange(devices))
 
     def chain(x: jax.Array) -> jax.Array:  # negation: an exact copy would be left out
-        return jax.lax.fori_loop(0, times, lambda _, y: jax.lax.optimization_barrier(-y), x)
+        return jax.lax.fori_loop(0, TIMES, lambda _, y: jax.lax.optimization_barrier(-y), x)
 
-    seconds = _rounds(chain, repeats, times, x)
+    seconds = _rounds(chain, repeats, x)
     moved = 2 * size * devices
     return _rows.timed_row(f"{COPY}, {size // 2**20} MiB", "copy", seconds, bytes_per_second=_rate(moved, seconds))
 
 
-def _rounds(chain: Callable[..., jax.Array], repeats: int, times: int, *args: jax.Array) -> dict[str, list[float]]:
+def _rounds(chain: Callable[..., jax.Array], repeats: int, *args: jax.Array) -> dict[str, list[float]]:
+    """Seconds of one link; every device has its own arrays already."""
     compiled = jax.pmap(chain).lower(*args).compile(compiler_options=compiler_options() or None)
-    side = _compare.timed(lambda: jax.block_until_ready(compiled(*args)), times)
+    side = _compare.timed(lambda: jax.block_until_ready(compiled(*args)), TIMES)
     return _compare.alternate({"jdcl_jax": side}, repeats)
 
 

@@ -1,4 +1,4 @@
-"""How long checkpoints hold up training: the state of a whole run is saved while its steps go on.
+"""How long checkpoints hold up training: all that a run of `gd` keeps, its teacher too, is saved while steps go on.
 
     python benchmarks/checkpoint.py --out=results/checkpoint.json
 
@@ -35,7 +35,8 @@ GOAL = 0.05
 def measure(options: argparse.Namespace) -> list[_rows.Row]:
     name = "tiny" if options.tiny else "large"
     batch = SIZES[name].batch_on(jax.default_backend(), "train")
-    parts, parallel = _ours.make_parts(SIZES[name], batch, dtype=_ours.compute_dtype()), Parallel()
+    parts = _ours.make_parts(SIZES[name], batch, method="gd", dtype=_ours.compute_dtype())
+    parallel = Parallel()
     state = parallel.replicate(RunArrays(parts).initial())
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     calls, per_call = 4, 2
@@ -43,8 +44,7 @@ def measure(options: argparse.Namespace) -> list[_rows.Row]:
     number, stalls = itertools.count(1), []
 
     def steps() -> None:
-        for _ in range(calls):
-            run()
+        run(calls)
 
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))

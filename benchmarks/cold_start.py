@@ -1,10 +1,10 @@
-"""From the command to the first logged step: `python -m jdcl_jax.main`, with empty caches and with those that it left.
+"""From the command to the first line of its log, ten steps: `python -m jdcl_jax.main`, with empty caches and with
+those that it left.
 
 python benchmarks/cold_start.py --out=results/cold-start.json
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -33,7 +33,7 @@ def measure(options: argparse.Namespace) -> list[_rows.Row]:
 def _seconds_to_first_step(caches: Path, name: str) -> float:
     workdir = caches / name
     command = [sys.executable, "-m", "jdcl_jax.main", f"--config={CONFIG}", f"--workdir={workdir}"]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(caches)}
+    environment = _part.empty_caches(str(caches))
     start = time.perf_counter()
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as process:
         try:

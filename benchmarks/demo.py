@@ -5,7 +5,6 @@ python benchmarks/demo.py --out=results/demo.json
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ def measure(options: argparse.Namespace) -> list[_rows.Row]:
         workdir = Path(folder) / "run"
         command = [sys.executable, "-m", "jdcl_jax.main", f"--config=configs/digits.py{argument}"]
         start = time.perf_counter()
-        environment = {**os.environ, "XDG_CACHE_HOME": folder}
+        environment = _part.empty_caches(folder)
         subprocess.run(
             [*command, f"--workdir={workdir}"], cwd=ROOT, env=environment, check=True, stderr=subprocess.DEVNULL
         )

@@ -16,6 +16,8 @@ if __name__ == "__main__":
 import argparse
 import functools
 import runpy
+from collections.abc import Callable
+from pathlib import Path
 
 import _compare
 import _ours
@@ -23,6 +25,7 @@ import _part
 import _rows
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from jdcl_jax.assembly import Parts, assemble, phase_step
@@ -30,10 +33,10 @@ from jdcl_jax.methods.jdcl import DRAW, GLOBAL
 from jdcl_jax.methods.local_stage import LOCAL
 from jdcl_jax.methods.method import Phase
 from jdcl_jax.training.parallel import Parallel
-from jdcl_jax.training.step import scan_steps
+from jdcl_jax.training.step import ACTIVE, scan_steps
 
 METHODS = (
-    "er", "agem", "lwf", "gaussian", "trajectory", "gr", "gd",
+    "er", "agem", "lwf", "gaussian", "symmetric_gaussian", "trajectory", "gr", "gd",
     "l2", "si", "ewc", "mas", "rank1_ewc", "gpm", "rank1_ewc+gd",
 )  # fmt: skip
 WITH_SOLVER = ("gppdm", "ddgr", "guide")
@@ -41,8 +44,15 @@ SHARE_GOAL, GD_OVER_GR_GOAL, GLOBAL_GOAL, DRAW_GOAL = 1.10, 1.13, 1.05, 0.90
 WITH_GOAL = ("gr", "gd")
 """Replay by a fresh teacher."""
 
-CONFIGS = {"cpu": "configs/digits.py", "accelerator": "configs/cifar10.py:model.dtype=bfloat16"}
-TINY = "train.batch_size=16,model.channels=(8,16),model.groups=4,classifier.hidden=8"
+CONFIGS = {
+    "cpu": "configs/cifar10.py:small,train.batch_size=32",
+    "accelerator": "configs/cifar10.py:model.dtype=bfloat16",
+}
+TINY = (
+    "train.batch_size=16,data.image_size=16,context.resolutions=(8,),model.channels=(8,16),model.groups=4,"
+    "classifier.hidden=8"
+)
+ROOT = Path(__file__).parents[1]
 OF_A_DENOISER = ("generation",)  # preset: nothing but the denoiser
 
 
@@ -56,10 +66,15 @@ def measure(options: argparse.Namespace) -> list[_rows.Row]:
     return [*rows, _global_over_local(config, options), _drawing(config, options)]
 
 
+def config_of(config: str, *words: str) -> ml_collections.ConfigDict:
+    """FILE:ARG with more words behind the colon."""
+    path, _, argument = config.partition(":")
+    return runpy.run_path(str(ROOT / path))["get_config"](",".join(filter(None, [*words, argument])))
+
+
 def parts_of(config: str, *words: str) -> Parts:
     """The run of FILE:ARG with more words behind the colon; random pixels where the data would have to be prepared."""
-    path, _, argument = config.partition(":")
-    made = runpy.run_path(path)["get_config"](",".join(filter(None, [*words, argument])))
+    made = config_of(config, *words)
     if made.data.name == "digits":
         return assemble(made)
     side = made.data.image_size
@@ -154,18 +169,19 @@ def _global_over_local(config: str, options: argparse.Namespace) -> _rows.Row:
 
 
 def _drawing(config: str, options: argparse.Namespace) -> _rows.Row:
-    """Seconds an image, of a replay set's drawing and of the plain sampler with as many steps and images at a time."""
+    """Seconds of a drawn image: the whole drawing of a replay set, from empty quotas to full ones or to its last step,
+    and the plain sampler with as many steps and images at a time. Images that a quota did not take count too.
+    """
     parts, phases = _jdcl(config)
     batch, steps = parts.config.method.replay_batch, parts.config.method.replay_steps
     plain = parts_of(config, "jdcl", f"sampler.steps={steps}")
     parallel = Parallel()
-    sampler, _ = _ours.sampling_job(plain, parallel, batch)
-    sides = {
-        "replay set": _compare.timed(draw_job(parts, parallel, phases[DRAW]), batch),
-        "plain sampler": _compare.timed(sampler, batch),
-    }
+    sampler = _ours.sampling_job(plain, parallel, batch)
+    draw = draw_job(parts, parallel, phases[DRAW])
+    drawn = draw()
+    sides = {"replay set": _compare.timed(draw, drawn), "plain sampler": _compare.timed(sampler, batch)}
     row = _rows.timed_row(
-        f"drawing a replay set, {batch} images a step, {steps} DDIM steps",
+        f"drawing a replay set, {drawn} images, {batch} at a time, {steps} DDIM steps",
         "image",
         _compare.alternate(sides, options.repeats),
         flops=_ours.forward_flops(parts, batch) * steps / batch,
@@ -174,20 +190,22 @@ def _drawing(config: str, options: argparse.Namespace) -> _rows.Row:
     return _rows.with_goal(row, 1 / row["ratios"]["plain sampler"][0], least=DRAW_GOAL)
 
 
-def draw_job(parts: Parts, parallel: Parallel, phase: Phase) -> _ours.Job:
-    """A function that makes the first step of drawing, in which no quota is full, and waits."""
+def draw_job(parts: Parts, parallel: Parallel, phase: Phase) -> Callable[[], int]:
+    """A function that draws a whole replay set, from empty quotas, waits, and says how many images it drew."""
     step = phase_step(parts, phase, phase.steps)
     state, context, ids = _ours.step_arguments(parts, phase, task=1)
     context, split = parallel.replicate(context), parallel.split(ids)
     holder = [parallel.replicate(jax.tree.map(jnp.copy, state))]
-    call, _ = parallel.compile_step(scan_steps(step, 1), holder[0], context, split, {})
+    call, _ = parallel.compile_step(scan_steps(step, phase.steps), holder[0], context, split, {})
     empty = jax.device_get(state.tracked)
 
-    def run() -> None:
+    def run() -> int:
         fresh = holder[0].replace(step=jnp.zeros_like(holder[0].step), tracked=parallel.replicate(empty))
         holder[0], metrics = call(fresh, context, split, {})
-        if np.asarray(metrics["active"]).min() < 1:
+        drawn = int(np.asarray(metrics[ACTIVE]).sum()) * parts.config.method.replay_batch
+        if not drawn:
             raise SystemExit("nothing was drawn: these timings would mean nothing")
+        return drawn
 
     return run
 
@@ -196,5 +214,5 @@ if __name__ == "__main__":
     made = _part.parser(__doc__)
     made.add_argument("--config", help="a config file with a preset `generation`, with FILE:ARG as in main")
     made.add_argument("--methods", nargs="+", help="those of which a step is timed")
-    made.add_argument("--steps-per-call", type=int, default=10)
+    made.add_argument("--steps-per-call", type=int, default=5)
     _part.run_part(made.parse_args(), measure)

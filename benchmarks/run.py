@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import _part
-from _rows import Row, limit_text
+from _rows import Row, limit_text, verdict
 
 PARTS = (
-    "ceilings", "train_step", "sampling", "replay_cost", "growth", "evaluation", "checkpoint", "cold_start", "demo",
+    "ceilings", "train_step", "step_profile", "sampling", "replay_cost",
+    "growth", "evaluation", "checkpoint", "cold_start", "demo",
 )  # fmt: skip
 WITH_PEERS = ("train_step", "sampling")
 PRODUCT = "matrix product"
@@ -33,7 +34,7 @@ def main() -> None:
     if options.show:
         print(markdown(json.loads(options.show.read_text()), str(options.show)))
         return
-    known = json.loads(options.out.read_text()) if options.out.exists() else {"parts": {}}
+    known = {"parts": {}, **(json.loads(options.out.read_text()) if options.out.exists() else {})}
     failed = []
     for part in options.parts:
         print(f"-- {part}", flush=True)
@@ -98,10 +99,13 @@ def _table_lines(row: Row, source: str) -> list[str]:
         return f"{value:.4g} {source}"
 
     share = f"{row['share']:.2f} {source}" if row.get("share") else ""
+    if share and "share_goal" in row:
+        share += f", at least {row['share_goal']:g}: {'met' if row['share'] >= row['share_goal'] else '**NOT met**'}"
     goal = ""
     if "goal" in row:
-        found = row["goal"]
-        goal = f"{limit_text(found)}: {found['figure']:.3f} {source} {'met' if found['met'] else '**not met**'}"
+        figure, result = row["goal"]["figure"], verdict(row["goal"])
+        number_of_goal = "" if figure is None else f"{figure:.3f} {source} "
+        goal = f"{limit_text(row['goal'])}: {number_of_goal}{result if row['goal']['met'] else f'**{result}**'}"
     if "value" in row:
         return [f"| {row['what']} | {number(row['value'])} {row['unit']} | | | | {goal} |"]
     ours = next(iter(row["median"].values()))

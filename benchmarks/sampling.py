@@ -37,11 +37,12 @@ def measure(options: argparse.Namespace) -> list[_rows.Row]:
 def _measure_size(options: argparse.Namespace, name: str) -> list[_rows.Row]:
     platform, steps, dtype = jax.default_backend(), options.sampler_steps, _ours.compute_dtype()
     batch = SIZES[name].batch_on(platform, "sample")
-    parts, parallel = _ours.make_parts(SIZES[name], batch, sampler_steps=steps, dtype=dtype), Parallel()
-    run, _ = _ours.sampling_job(parts, parallel, batch)
+    parts = _ours.make_parts(SIZES[name], batch, sampler_steps=steps, dtype=dtype)
+    parallel = _ours.parallel_beside(options.peer)
+    run = _ours.sampling_job(parts, parallel, batch)
     words = ("sample", f"--size={name}", f"--batch={batch}", f"--sampler-steps={steps}")
     with _compare.torch_peers(bool(options.peer), _peers.forms(platform, dtype, "sample"), *words) as peers:
-        _compare.check_same_network(_ours.parameters(parts), peers)
+        _compare.check_comparable(_ours.parameters(parts), platform, peers)
         sides = {"jdcl_jax": _compare.timed(run, 1)}
         sides |= {side: lambda peer=peer: peer.round(1) for side, peer in peers.items()}
         row = _rows.timed_row(
@@ -52,7 +53,7 @@ def _measure_size(options: argparse.Namespace, name: str) -> list[_rows.Row]:
             dtype=dtype,
             peers={side: peer.hello for side, peer in peers.items()},
         )
-    return [_peers.against(row, platform, eager=EAGER_GOAL, compiled=COMPILED_GOAL)]
+    return [_peers.against(row, platform, eager=EAGER_GOAL, compiled=COMPILED_GOAL) if options.peer else row]
 
 
 def _growth(options: argparse.Namespace, name: str) -> list[_rows.Row]:
@@ -73,7 +74,7 @@ def _alternating(options: argparse.Namespace, name: str, chosen: dict[str, tuple
     parallel, sides = Parallel(), {}
     for label, (steps, batch) in chosen.items():
         parts = _ours.make_parts(SIZES[name], batch, sampler_steps=steps, dtype=_ours.compute_dtype())
-        run, _ = _ours.sampling_job(parts, parallel, batch)
+        run = _ours.sampling_job(parts, parallel, batch)
         sides[label] = _compare.timed(run, steps * batch)
     return _compare.alternate(sides, options.repeats)
 

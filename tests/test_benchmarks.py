@@ -100,6 +100,34 @@ def test_a_part_runs_and_leaves_its_numbers(part, rows, tmp_path) -> None:
     assert found["versions"]["jax"] == jax.__version__
 
 
+def test_a_step_is_divided_among_its_layers(tmp_path) -> None:
+    out = tmp_path / "out.json"
+    run("step_profile.py", "--tiny", f"--out={out}")
+    share = {row["what"].split(": ")[1]: row["value"] for row in json.loads(out.read_text())["rows"]}
+    assert sum(share.values()) == pytest.approx(1)
+    assert share["convolutions"] > 0.02
+    assert share["attention"] > 0.005
+    assert share["data, noise, loss, clipping, optimiser, average"] > 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("transpose(jvp(UNet))/UNet._up/up1_res0/conv1/transpose", "convolutions"),
+        ("jvp(UNet)/UNet._layers/UNet._encode/down0_sample/pad", "convolutions"),
+        ("jvp(UNet)/UNet._up/UNet._attend/up1_attention0/norm/div", "attention"),
+        ("jvp(UNet)/UNet._encode/mid_attention/out/dot_general", "attention"),
+        ("jvp(UNet)/UNet._encode/mid_res0/norm2/rsqrt", "normalisation and activation"),
+        ("jvp(UNet)/UNet._up/concatenate", "the rest of the network"),
+        ("while/body/closed_call/mul", "data, noise, loss, clipping, optimiser, average"),
+    ],
+)
+def test_an_operation_belongs_to_the_layer_in_its_name(benchmarks, name, expected) -> None:
+    import step_profile
+
+    assert step_profile.layer(name) == expected
+
+
 def test_the_cost_of_replay_is_its_time_over_its_share_of_operations(benchmarks, monkeypatch) -> None:
     import _compare
     import _ours
@@ -111,9 +139,9 @@ def test_the_cost_of_replay_is_its_time_over_its_share_of_operations(benchmarks,
         taken = float(next(seconds))
         return lambda: taken
 
-    for module, name in ((_ours, "train_job"), (_ours, "sampling_job")):
-        monkeypatch.setattr(module, name, lambda *args, **options: (lambda: None, 0.0))
-    monkeypatch.setattr(replay_cost, "draw_job", lambda *args: lambda: None)
+    monkeypatch.setattr(_ours, "train_job", lambda *args, **options: (lambda: None, None))
+    monkeypatch.setattr(_ours, "sampling_job", lambda *args, **options: lambda: None)
+    monkeypatch.setattr(replay_cost, "draw_job", lambda *args: lambda: 500)
     monkeypatch.setattr(_compare, "timed", side)
     options = SimpleNamespace(config="", tiny=True, methods=["gd"], repeats=2, steps_per_call=2)
     gd, jdcl, drawing = replay_cost.measure(options)
@@ -134,8 +162,27 @@ def test_the_drawing_that_is_timed_draws(benchmarks, tiny_config) -> None:
     parts = assemble(tiny_config(*small_runs.JDCL))
     (draw,) = [phase for phase in parts.method.phases(1) if phase.name == "draw"]
     run = replay_cost.draw_job(parts, Parallel(), draw)
-    run()
-    run()  # from an empty store again, or it would end with an error
+    drawn = run()
+    assert drawn % parts.config.method.replay_batch == 0
+    assert drawn >= parts.config.method.quota * 4  # of two old and two new classes
+    assert run() == drawn  # from an empty store again
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    "words", [("gr",), ("ewc",), ("ddgr", "classifier.kind=solver", "solver.network=cnn"), small_runs.JDCL]
+)
+def test_a_later_step_that_is_timed_runs(benchmarks, tiny_config, words) -> None:
+    import _ours
+    import replay_cost
+
+    parts = assemble(tiny_config(*words))
+    phases = replay_cost.later_phases(parts)
+    assert len(phases) == {"ddgr": 2, "jdcl": 2}.get(words[0], 1)
+    for phase in phases.values():
+        run, compiled = _ours.train_job(parts, Parallel(), 2, phase, task=1)
+        run(2)
+        assert "while" in compiled.as_text()  # steps in a loop
 
 
 def test_a_task_is_timed_after_few_others_and_after_many(benchmarks, monkeypatch) -> None:
@@ -191,6 +238,57 @@ def test_the_suite_keeps_what_it_has_and_names_what_failed(tmp_path, benchmarks,
     assert "at most 1: 0.800 <!-- from:" in table
 
 
+def test_a_goal_against_a_peer_is_against_the_one_that_users_of_that_device_would_pick(benchmarks) -> None:
+    import _peers
+    from _rows import line, timed_row
+
+    row = timed_row("a step", "step", {"jdcl_jax": [1.0], _peers.EAGER: [2.0], _peers.COMPILED: [4.0]})
+    assert _peers.against(row, "cpu", eager=1.0, compiled=0.7)["goal"] == {"figure": 0.5, "most": 1.0, "met": True}
+    assert _peers.against(row, "gpu", eager=1.0, compiled=0.2)["goal"] == {"figure": 0.25, "most": 0.2, "met": False}
+    without = timed_row("a step", "step", {"jdcl_jax": [1.0], _peers.EAGER: [2.0]})
+    left_out = _peers.against(without, "gpu", eager=1.0, compiled=0.7)
+    assert left_out["goal"] == {"figure": None, "most": 0.7, "met": False}
+    assert "not measured" in line(left_out)
+    assert _peers.EAGER not in _peers.forms("gpu", "bfloat16", "train")
+    assert all("--fused" not in words for words in _peers.forms("cpu", "float32", "sample").values())
+
+
+def test_the_share_of_scores_is_their_time_over_that_of_training(benchmarks, monkeypatch) -> None:
+    import evaluation
+
+    seconds = {None: 0.5, "sampler": 0.25}  # of an image: in a train step, drawn in 4 steps
+    monkeypatch.setattr(evaluation._compare, "timed", lambda run, units: lambda: seconds[run])
+    monkeypatch.setattr(evaluation._ours, "train_job", lambda *args: (None, None))
+    monkeypatch.setattr(evaluation._ours, "sampling_job", lambda *args: "sampler")
+    config = "configs/cifar10.py:gd,generation,train.epochs=0,train.steps=300,train.batch_size=100"
+    options = SimpleNamespace(tiny=True, repeats=1)
+    row, share = evaluation._share_rows(options, "GD", f"{config},evaluation.num_samples=800,sampler.steps=20", 500.0)
+    assert row["ratios"]["sampler"][0] == 2
+    assert share["value"] == pytest.approx((800 * 20 * 0.25 / 4 + 500) / (300 * 100 * 0.5))
+    assert share["goal"]["met"] == (share["value"] <= 0.1)
+
+
+def test_products_are_counted_as_written_down_whatever_runs(benchmarks) -> None:
+    from _flops import count_flops, plain_forms
+
+    from jdcl_jax.models.attention import attention
+
+    x = jnp.zeros((1, 8, 2, 4))
+    with plain_forms():
+        assert count_flops(attention, x, x, x) == 2 * (2 * 2 * 8 * 8 * 4)
+    assert jax.default_backend() == "cpu"
+
+
+def test_a_loop_of_unknown_length_is_not_counted(benchmarks) -> None:
+    from _flops import count_flops
+
+    def grow(x):
+        return jax.lax.while_loop(lambda y: jnp.sum(y) < 9.0, lambda y: y @ y, x)
+
+    with pytest.raises(ValueError, match="unknown length"):
+        count_flops(grow, jnp.ones((3, 3)))
+
+
 def test_a_goal_is_met_or_not(benchmarks) -> None:
     from _rows import figure_row, line, ratio, timed_row, with_goal
 
@@ -216,22 +314,25 @@ def test_sides_take_turns_and_their_first_round_is_not_timed(benchmarks, monkeyp
     assert "".join(calls) == "aabbaabb"
 
 
-@pytest.mark.parametrize(("code", "left"), [(3, set()), (0, {"able"})])
-def test_a_peer_that_cannot_is_left_out(benchmarks, tmp_path, monkeypatch, code, left) -> None:
+@pytest.mark.parametrize(("code", "left"), [(3, set()), (7, set()), (0, {"able"})])
+def test_a_peer_that_cannot_is_left_out(benchmarks, tmp_path, monkeypatch, capfd, code, left) -> None:
     import _compare
 
     script = tmp_path / "peer.py"
     script.write_text(
         "import sys, json\n"
         f"if {code}: sys.exit({code})\n"
-        "print(json.dumps({'parameters': 7}), flush=True)\n"
+        "print(json.dumps({'parameters': 7, 'device': 'cpu'}), flush=True)\n"
         "for line in sys.stdin: print(json.dumps({'seconds': 2.0 * int(line)}), flush=True)\n"
     )
     monkeypatch.setattr(_compare, "PEER", script)
     with _compare.torch_peers(True, {"able": ()}, "train") as peers:
         assert set(peers) == left
-        _compare.check_same_network(7, peers)
+        _compare.check_comparable(7, "cpu", peers)
+        assert ("is left out" in capfd.readouterr().err) == bool(code)
         for peer in peers.values():
             assert peer.round(5) == 2.0
             with pytest.raises(SystemExit, match="no comparison"):
-                _compare.check_same_network(8, peers)
+                _compare.check_comparable(8, "cpu", peers)
+            with pytest.raises(SystemExit, match="JAX computes on gpu and able on cpu"):
+                _compare.check_comparable(7, "gpu", peers)

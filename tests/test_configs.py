@@ -240,9 +240,9 @@ def test_eight_devices_can_share_the_default_batches(made: Made, tmp_path: Path,
         f"{method},evaluation.scores=('accuracy',)," if method != "gd" else "gd,generation,evaluation.scores=('kld',),"
     )
     phases = assemble(made("cifar10", f"{words}data.name=npz:{tmp_path}/few.npz")).method.phases(1)
-    streams = {name: stream for phase in phases for name, stream in phase.streams.items()}
+    streams = [(phase.name, name, stream) for phase in phases for name, stream in phase.streams.items()]
     assert streams
-    assert [name for name, stream in streams.items() if stream.batch_size % (8 * stream.multiple)] == []
+    assert [(phase, name) for phase, name, stream in streams if stream.batch_size % (8 * stream.multiple)] == []
 
 
 def test_keys_win_over_presets(made: Made) -> None:

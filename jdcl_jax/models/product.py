@@ -55,7 +55,9 @@ def _backward(residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[ja
 _rows_product.defvjp(_forward, _backward)
 
 
-def _dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+def _dot_general(x: jax.Array, kernel: jax.Array, _: Any, precision: Any = None, **__: Any) -> jax.Array:
+    if precision is not None:
+        raise ValueError("a product has no precision to choose; write jax.default_matmul_precision")
     return product(x, kernel)
 
 

@@ -41,6 +41,11 @@ def test_an_unknown_form_is_refused():
         product(jnp.ones((2, 3)), jnp.ones((3, 4)), form="fast")
 
 
+def test_a_precision_that_would_do_nothing_is_refused():
+    with pytest.raises(ValueError, match="default_matmul_precision"):
+        Dense(4, precision="highest").init(jax.random.key(0), jnp.ones((2, 3)))
+
+
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_the_layer_is_flax_s_own(use_bias):
     x = normal(0, (2, 6, 7))

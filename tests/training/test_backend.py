@@ -14,9 +14,11 @@ from jdcl_jax.training import backend
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch):
+def fresh(monkeypatch, tmp_path):
     backend.compiler_options.cache_clear()
     monkeypatch.delenv("XLA_FLAGS", raising=False)
+    (tmp_path / "cpuinfo").write_text("flags : fpu avx2 avx512f avx512dq\n")
+    monkeypatch.setattr(backend, "PROCESSOR", tmp_path / "cpuinfo")
     yield
     backend.compiler_options.cache_clear()
 
@@ -32,6 +34,16 @@ def test_cpu_with_jaxlib_0_10_gets_the_options_and_one_log_line(monkeypatch, cap
         first, second = backend.compiler_options(), backend.compiler_options()
     assert list(first) == ["xla_cpu_experimental_ynn_fusion_type", "xla_cpu_prefer_vector_width"] and first == second
     assert len(caplog.records) == 1 and all(f"{name}={value}" in caplog.text for name, value in first.items())
+
+
+@pytest.mark.parametrize("processor", ["flags : fpu avx2\n", None])
+def test_wide_vectors_are_for_processors_that_have_them(monkeypatch, tmp_path, processor):
+    pretend(monkeypatch, platform="cpu", version="0.10.2")
+    file = tmp_path / "other"
+    if processor:
+        file.write_text(processor)
+    monkeypatch.setattr(backend, "PROCESSOR", file)
+    assert list(backend.compiler_options()) == ["xla_cpu_experimental_ynn_fusion_type"]
 
 
 @pytest.mark.parametrize(
@@ -60,6 +72,15 @@ def test_the_user_s_own_flag_wins(monkeypatch, flag, left):
     pretend(monkeypatch, platform="cpu", version="0.10.2")
     monkeypatch.setenv("XLA_FLAGS", flag)
     assert list(backend.compiler_options()) == left
+
+
+def test_nothing_is_said_where_the_user_chose_all(monkeypatch, caplog):
+    pretend(monkeypatch, platform="cpu", version="0.10.2")
+    flags = ("--xla_cpu_prefer_vector_width=256", "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT")
+    monkeypatch.setenv("XLA_FLAGS", " ".join(flags))
+    with caplog.at_level("INFO"):
+        assert backend.compiler_options() == {}
+    assert not caplog.records
 
 
 def test_the_installed_jaxlib_accepts_the_options():
