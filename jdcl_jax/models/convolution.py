@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jdcl_jax.models import winograd
+
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -32,26 +34,33 @@ def conv2d(
       strides: step between windows, the same for both axes.
       padding: zeros added, one number for all four sides or ((above, below), (left, right)).
       form: "plain" is `lax.conv_general_dilated`; "canonical" is the same function whose gradients
-        are written as ordinary NHWC/HWIO convolutions. `None` takes "canonical" on CPU and "plain"
-        elsewhere, decided when the caller is traced. The canonical form has no forward-mode
-        derivative (`jax.jvp`), because `jax.custom_vjp` has none.
+        are written as ordinary NHWC/HWIO convolutions; "winograd" has fewer products, for 3x3 kernels,
+        strides of 1, one zero on every side and even H and W. On CPU `None` takes "winograd" where that
+        pays and else "canonical", and "plain" elsewhere, decided when the caller is traced. Only the
+        plain form has a forward-mode derivative (`jax.jvp`), because `jax.custom_vjp` has none.
 
     Returns:
       [N, (H + 2 padding - kh) // strides + 1, ..., Co], of the dtype of `x`.
 
     Raises:
-      ValueError: unknown form, or as many zeros on a side as the kernel is long: windows that see nothing else.
+      ValueError: unknown form, one that does not fit, or as many zeros on a side as the kernel is long: windows that
+        see nothing else.
     """
     pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
     if any(max(sides) >= length for sides, length in zip(pads, kernel.shape[:2], strict=True)):
         raise ValueError(f"conv2d: padding {pads} must be smaller than the kernel, {kernel.shape[:2]}")
-    if form is None:
-        form = "canonical" if jax.default_backend() == "cpu" else "plain"
+    fits = winograd.fits(x, kernel, strides, pads)
+    if form is None and jax.default_backend() == "cpu":
+        form = "winograd" if fits and winograd.pays(x, kernel) else "canonical"
+    if form == "winograd":
+        if not fits:
+            raise ValueError("conv2d: 'winograd' is for 3x3 kernels, strides of 1, padding 1 and even height and width")
+        return winograd.winograd_conv(x, kernel)
     if form == "canonical":
         return _canonical_conv(x, kernel, strides, pads)
-    if form == "plain":
+    if form in (None, "plain"):
         return _plain_conv(x, kernel, strides, pads)
-    raise ValueError(f"conv2d has the forms 'plain' and 'canonical', not {form!r}")
+    raise ValueError(f"conv2d has the forms 'plain', 'canonical' and 'winograd', not {form!r}")
 
 
 def upsampled_conv2d(x: jax.Array, kernel: jax.Array, *, form: str | None = None) -> jax.Array:

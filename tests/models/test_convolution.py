@@ -145,7 +145,7 @@ def test_padding_as_long_as_the_kernel_is_refused():
 
 
 def test_unknown_form_is_refused():
-    with pytest.raises(ValueError, match="'plain' and 'canonical', not 'fast'"):
+    with pytest.raises(ValueError, match="'plain', 'canonical' and 'winograd', not 'fast'"):
         convolution.conv2d(normal(0, (1, 4, 4, 1)), normal(1, (3, 3, 1, 1)), form="fast")
     with pytest.raises(ValueError, match="'plain' and 'phases', not 'fast'"):
         convolution.upsampled_conv2d(normal(0, (1, 4, 4, 1)), normal(1, (3, 3, 1, 1)), form="fast")
