@@ -19,12 +19,12 @@ import inspect
 import tempfile
 
 import _compare
+import _configs
 import _ours
 import _part
 import _rows
 import jax
 import numpy as np
-import replay_cost
 
 from jdcl_jax.assembly import Parts
 from jdcl_jax.evaluation.features import in_batches
@@ -62,7 +62,7 @@ def measure(options: argparse.Namespace) -> list[_rows.Row]:
 
 def _scores_row(options: argparse.Namespace, count: int) -> _rows.Row:
     """Seconds of what a run does with its samples after the first of five tasks."""
-    config = replay_cost.config_of(SHARE)
+    config = _configs.config_of(SHARE)
     images = np.random.default_rng(1).integers(0, 256, (count, 32, 32, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         with config.unlocked():
@@ -107,13 +107,13 @@ def _share_rows(options: argparse.Namespace, name: str, config: str, scoring: fl
     on_cpu = jax.default_backend() == "cpu"
     batch, steps = (8 if on_cpu else 256), 4
     words = [f"train.batch_size={batch}", f"sampler.steps={steps}", f"model.dtype={_ours.compute_dtype()}"]
-    small = replay_cost.parts_of(f"{config},{','.join([*words, *([TINY] if options.tiny else [])])}")
+    small = _configs.parts_of(f"{config},{','.join([*words, *([TINY] if options.tiny else [])])}")
     train, _ = _ours.train_job(small, Parallel(), 1, _denoiser_phase(small))
     sample = _ours.sampling_job(small, Parallel(), batch)
     sides = {"train step": _compare.timed(train, small.setup.batch_size), "sampler": _compare.timed(sample, batch)}
     timings = _compare.alternate(sides, options.repeats)
     row = _rows.timed_row(f"{name}: an image in a train step / drawn in {steps} steps", "image", timings)
-    parts = replay_cost.parts_of(config)
+    parts = _configs.parts_of(config)
     first, number = _denoiser_phase(parts), parts.config.evaluation.num_samples
     training = row["median"]["train step"] * parts.setup.batch_size * first.steps
     drawing = row["median"]["sampler"] / steps * parts.setup.sampler.steps * number

@@ -15,11 +15,11 @@ if __name__ == "__main__":
 
 import argparse
 import io
-import runpy
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import _configs
 import _part
 import _rows
 import numpy as np
@@ -33,7 +33,6 @@ BOUNDED = (
 )  # fmt: skip
 WITH_DIRECTIONS = ("rank1_ewc", "rank1_ewc+gd")
 WITH_QUOTAS = ("jdcl", "gppdm", "ddgr", "guide")
-ROOT = Path(__file__).parents[1]
 DRAW = "draw"
 GOAL = 1.10  # a task of the last quarter / one of the second
 NOT_TRAINING = ("measure", "evaluate", "end")
@@ -94,7 +93,7 @@ def _seconds_a_step(entries: list[dict[str, Any]]) -> dict[str, float]:
 def _cost(method: str, tasks: int) -> list[dict[str, Any]]:
     """What the run's record says of each phase of each task."""
     words = [method, *([] if method in WITH_QUOTAS else ["generation"])]
-    config = runpy.run_path(str(ROOT / "configs/digits.py"))["get_config"](",".join(words))
+    config = _configs.config_of("configs/digits.py", *words)
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (tasks * 64, 8, 8, 1), np.uint8), np.arange(tasks * 64) % tasks
     with tempfile.TemporaryDirectory() as folder, config.unlocked():

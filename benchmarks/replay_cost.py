@@ -15,20 +15,18 @@ if __name__ == "__main__":
 
 import argparse
 import functools
-import runpy
 from collections.abc import Callable
-from pathlib import Path
 
 import _compare
+import _configs
 import _ours
 import _part
 import _rows
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from jdcl_jax.assembly import Parts, assemble, phase_step
+from jdcl_jax.assembly import Parts, phase_step
 from jdcl_jax.methods.jdcl import DRAW, GLOBAL
 from jdcl_jax.methods.local_stage import LOCAL
 from jdcl_jax.methods.method import Phase
@@ -52,7 +50,6 @@ TINY = (
     "train.batch_size=16,data.image_size=16,context.resolutions=(8,),model.channels=(8,16),model.groups=4,"
     "classifier.hidden=8"
 )
-ROOT = Path(__file__).parents[1]
 OF_A_DENOISER = ("generation",)  # preset: nothing but the denoiser
 
 
@@ -64,21 +61,6 @@ def measure(options: argparse.Namespace) -> list[_rows.Row]:
     if {"gr", "gd"} <= set(methods):
         rows.append(_gd_over_gr(config, options))
     return [*rows, _global_over_local(config, options), _drawing(config, options)]
-
-
-def config_of(config: str, *words: str) -> ml_collections.ConfigDict:
-    """FILE:ARG with more words behind the colon."""
-    path, _, argument = config.partition(":")
-    return runpy.run_path(str(ROOT / path))["get_config"](",".join(filter(None, [*words, argument])))
-
-
-def parts_of(config: str, *words: str) -> Parts:
-    """The run of FILE:ARG with more words behind the colon; random pixels where the data would have to be prepared."""
-    made = config_of(config, *words)
-    if made.data.name == "digits":
-        return assemble(made)
-    side = made.data.image_size
-    return _ours.on_random_pixels(made, (side, side, 3), classes=10)
 
 
 def later_phases(parts: Parts) -> dict[str, Phase]:
@@ -104,13 +86,13 @@ def _side(parts: Parts, phase: Phase, steps: int) -> _compare.Side:
 @functools.cache
 def _plain(config: str, steps: int) -> tuple[_compare.Side, float]:
     """A plain step: how it is timed, and its operations."""
-    parts = parts_of(config, "finetune", *OF_A_DENOISER)
+    parts = _configs.parts_of(config, "finetune", *OF_A_DENOISER)
     phase = later_phase(parts)
     return _side(parts, phase, steps), _ours.step_flops(parts, phase, task=1)
 
 
 def _against_plain(config: str, method: str, options: argparse.Namespace) -> list[_rows.Row]:
-    parts = parts_of(config, method, *(() if method in WITH_SOLVER else OF_A_DENOISER))
+    parts = _configs.parts_of(config, method, *(() if method in WITH_SOLVER else OF_A_DENOISER))
     return [_phase_against_plain(config, method, parts, phase, options) for phase in later_phases(parts).values()]
 
 
@@ -138,7 +120,7 @@ def _phase_against_plain(
 
 
 def _gd_over_gr(config: str, options: argparse.Namespace) -> _rows.Row:
-    parts = {method: parts_of(config, method, *OF_A_DENOISER) for method in ("gd", "gr")}
+    parts = {method: _configs.parts_of(config, method, *OF_A_DENOISER) for method in ("gd", "gr")}
     sides = {name: _side(made, later_phase(made), options.steps_per_call) for name, made in parts.items()}
     row = _rows.timed_row("step of gd / of gr", "step", _compare.alternate(sides, options.repeats))
     return _rows.with_goal(row, row["ratios"]["gr"][0], most=GD_OVER_GR_GOAL)
@@ -148,7 +130,7 @@ def _gd_over_gr(config: str, options: argparse.Namespace) -> _rows.Row:
 
 
 def _jdcl(config: str) -> tuple[Parts, dict[str, Phase]]:
-    parts = parts_of(config, "jdcl", "method.class_delay=0")  # its class terms from the first step on
+    parts = _configs.parts_of(config, "jdcl", "method.class_delay=0")  # its class terms from the first step on
     return parts, {phase.name: phase for phase in parts.method.phases(1)}
 
 
@@ -174,7 +156,7 @@ def _drawing(config: str, options: argparse.Namespace) -> _rows.Row:
     """
     parts, phases = _jdcl(config)
     batch, steps = parts.config.method.replay_batch, parts.config.method.replay_steps
-    plain = parts_of(config, "jdcl", f"sampler.steps={steps}")
+    plain = _configs.parts_of(config, "jdcl", f"sampler.steps={steps}")
     parallel = Parallel()
     sampler = _ours.sampling_job(plain, parallel, batch)
     draw = draw_job(parts, parallel, phases[DRAW])
