@@ -1,5 +1,6 @@
 """The product's own train step and sampler at a size, built as a run builds them."""
 
+import gc
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,17 @@ def sampling_job(parts: Parts, parallel: Parallel, batch: int) -> Job:
 
     run()  # compiles
     return run
+
+
+def forget_programs() -> None:
+    """Frees the programs that nothing refers to but JAX's caches.
+
+    On a CPU one of them takes hundreds of memory mappings, and Linux allows a process 65,530 of these: a process that
+    goes through all methods would run out.
+    """
+    gc.collect()
+    jax.clear_caches()
+    gc.collect()
 
 
 def parameters(parts: Parts) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import _configs
+import _ours
 import _part
 import _rows
 import numpy as np
@@ -53,7 +54,11 @@ OPTIONS = {
 def measure(options: argparse.Namespace) -> list[_rows.Row]:
     tasks = 4 if options.tiny else 20
     methods = options.methods or (["finetune"] if options.tiny else [*BOUNDED, *WITH_DIRECTIONS, *WITH_QUOTAS])
-    return [_row(method, tasks) for method in methods]
+    rows = []
+    for method in methods:
+        rows.append(_row(method, tasks))
+        _ours.forget_programs()
+    return rows
 
 
 def _row(method: str, tasks: int) -> _rows.Row:

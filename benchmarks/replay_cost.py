@@ -57,10 +57,14 @@ def measure(options: argparse.Namespace) -> list[_rows.Row]:
     chosen = options.config or CONFIGS["cpu" if jax.default_backend() == "cpu" else "accelerator"]
     config = ",".join([chosen if ":" in chosen else f"{chosen}:", *([TINY] if options.tiny else [])])
     methods = options.methods or (["gr", "gd"] if options.tiny else [*METHODS, *WITH_SOLVER])
-    rows = [row for method in methods for row in _against_plain(config, method, options)]
+    kinds = [functools.partial(_against_plain, method) for method in methods]
     if {"gr", "gd"} <= set(methods):
-        rows.append(_gd_over_gr(config, options))
-    return [*rows, _global_over_local(config, options), _drawing(config, options)]
+        kinds.append(_gd_over_gr)
+    rows = []
+    for kind in [*kinds, _global_over_local, _drawing]:
+        rows += kind(config, options)
+        _ours.forget_programs()
+    return rows
 
 
 def later_phases(parts: Parts) -> dict[str, Phase]:
@@ -91,7 +95,7 @@ def _plain(config: str, steps: int) -> tuple[_compare.Side, float]:
     return _side(parts, phase, steps), _ours.step_flops(parts, phase, task=1)
 
 
-def _against_plain(config: str, method: str, options: argparse.Namespace) -> list[_rows.Row]:
+def _against_plain(method: str, config: str, options: argparse.Namespace) -> list[_rows.Row]:
     parts = _configs.parts_of(config, method, *(() if method in WITH_SOLVER else OF_A_DENOISER))
     return [_phase_against_plain(config, method, parts, phase, options) for phase in later_phases(parts).values()]
 
@@ -119,11 +123,11 @@ def _phase_against_plain(
     return _rows.with_goal(row, row["of_share"], most=SHARE_GOAL) if method in WITH_GOAL else row
 
 
-def _gd_over_gr(config: str, options: argparse.Namespace) -> _rows.Row:
+def _gd_over_gr(config: str, options: argparse.Namespace) -> list[_rows.Row]:
     parts = {method: _configs.parts_of(config, method, *OF_A_DENOISER) for method in ("gd", "gr")}
     sides = {name: _side(made, later_phase(made), options.steps_per_call) for name, made in parts.items()}
     row = _rows.timed_row("step of gd / of gr", "step", _compare.alternate(sides, options.repeats))
-    return _rows.with_goal(row, row["ratios"]["gr"][0], most=GD_OVER_GR_GOAL)
+    return [_rows.with_goal(row, row["ratios"]["gr"][0], most=GD_OVER_GR_GOAL)]
 
 
 # -- JDCL
@@ -134,7 +138,7 @@ def _jdcl(config: str) -> tuple[Parts, dict[str, Phase]]:
     return parts, {phase.name: phase for phase in parts.method.phases(1)}
 
 
-def _global_over_local(config: str, options: argparse.Namespace) -> _rows.Row:
+def _global_over_local(config: str, options: argparse.Namespace) -> list[_rows.Row]:
     parts, phases = _jdcl(config)
     sides = {name: _side(parts, phases[name], options.steps_per_call) for name in (GLOBAL, LOCAL)}
     flops = {name: _ours.step_flops(parts, phases[name], task=1) for name in sides}
@@ -147,10 +151,10 @@ def _global_over_local(config: str, options: argparse.Namespace) -> _rows.Row:
         dtype=parts.config.model.dtype,
         share_of_local=share,
     )
-    return _rows.with_goal(row, row["ratios"][LOCAL][0] / share, most=GLOBAL_GOAL)
+    return [_rows.with_goal(row, row["ratios"][LOCAL][0] / share, most=GLOBAL_GOAL)]
 
 
-def _drawing(config: str, options: argparse.Namespace) -> _rows.Row:
+def _drawing(config: str, options: argparse.Namespace) -> list[_rows.Row]:
     """Seconds of a drawn image: the whole drawing of a replay set, from empty quotas to full ones or to its last step,
     and the plain sampler with as many steps and images at a time. Images that a quota did not take count too.
     """
@@ -169,7 +173,7 @@ def _drawing(config: str, options: argparse.Namespace) -> _rows.Row:
         flops=_ours.forward_flops(parts, batch) * steps / batch,
         dtype=parts.config.model.dtype,
     )
-    return _rows.with_goal(row, 1 / row["ratios"]["plain sampler"][0], least=DRAW_GOAL)
+    return [_rows.with_goal(row, 1 / row["ratios"]["plain sampler"][0], least=DRAW_GOAL)]
 
 
 def draw_job(parts: Parts, parallel: Parallel, phase: Phase) -> Callable[[], int]:

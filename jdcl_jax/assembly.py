@@ -378,16 +378,18 @@ def classifying_flops(network: JointNetwork, image_shape: tuple[int, int, int]) 
 
 
 def solver_flops(network: ResNet | SmallCNN, image_shape: tuple[int, int, int]) -> float:
-    """Floating-point operations of classifying one image by a network of its own."""
+    """Floating-point operations of classifying one image by a network of its own; see `_flops`."""
+    plain = network.clone(form="plain")
     x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    params = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *image_shape))))
-    return float((jax.jit(network.apply).lower(params, x).cost_analysis() or {})["flops"])
+    params = jax.eval_shape(lambda: plain.init(jax.random.key(0), jnp.zeros((1, *image_shape))))
+    return float((jax.jit(plain.apply).lower(params, x).cost_analysis() or {})["flops"])
 
 
 def _flops(network: JointNetwork, image_shape: tuple[int, int, int], of: Callable[..., jax.Array]) -> float:
     """Counted on the plain form, whatever form runs.
 
-    XLA counts the body of a loop once, and a model's operations should not depend on the backend.
+    XLA counts the body of a loop once, and a model's operations should depend neither on the backend nor on the
+    algorithm that suits it.
     """
     plain = dataclasses.replace(network, unet=network.unet.clone(form="plain"))
     params = jax.eval_shape(lambda: plain.init(jax.random.key(0), image_shape))

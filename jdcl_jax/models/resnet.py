@@ -77,6 +77,7 @@ class BasicBlock(nn.Module):
       groups: of every norm.
       projection: where the shape changes, the shortcut is a 1x1 convolution and a norm (option B); else option A.
       dtype: of the computation.
+      form: of the convolutions; see `Conv`.
     """
 
     features: int
@@ -84,12 +85,13 @@ class BasicBlock(nn.Module):
     groups: int
     projection: bool
     dtype: jnp.dtype
+    form: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = _conv(self.features, self.dtype, "conv1", strides=self.strides)(x)
+        h = _conv(self.features, self.dtype, self.form, "conv1", strides=self.strides)(x)
         h = GroupNorm(self.groups, act=nn.relu, name="norm1")(h)
-        h = _conv(self.features, self.dtype, "conv2")(h)
+        h = _conv(self.features, self.dtype, self.form, "conv2")(h)
         if h.shape == x.shape:
             return nn.relu(x + ClosedNorm(self.groups, name="norm2")(h))
         # Other shortcuts have channels without a positive pixel, such as zeros alone. There a zero scale would not
@@ -99,7 +101,7 @@ class BasicBlock(nn.Module):
     def _shortcut(self, x: jax.Array) -> jax.Array:
         if not self.projection:
             return shortcut_without_parameters(x, self.features, self.strides)
-        x = _conv(self.features, self.dtype, "shortcut", strides=self.strides, kernel_size=1)(x)
+        x = _conv(self.features, self.dtype, self.form, "shortcut", strides=self.strides, kernel_size=1)(x)
         return GroupNorm(self.groups, name="shortcut_norm")(x)
 
 
@@ -116,6 +118,7 @@ class ResNet(nn.Module):
       groups: of every norm; they divide all widths.
       projection: shortcuts between stages have parameters, see `BasicBlock`.
       dtype: of the computation; parameters and norm statistics stay float32.
+      form: "plain" writes convolutions down as formulas; None takes what suits the backend. No other.
     """
 
     num_classes: int
@@ -124,17 +127,18 @@ class ResNet(nn.Module):
     groups: int
     projection: bool
     dtype: jnp.dtype = jnp.float32
+    form: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Images float [B, H, W, C] in [-1, 1] -> logits float32 [B, num_classes]."""
-        h = _conv(self.widths[0], self.dtype, "stem")(images.astype(self.dtype))
+        h = _conv(self.widths[0], self.dtype, self.form, "stem")(images.astype(self.dtype))
         h = GroupNorm(self.groups, act=nn.relu, name="stem_norm")(h)
         for stage, (features, blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):
             for block in range(blocks):
                 strides = 2 if stage > 0 and block == 0 else 1
                 name = f"stage{stage}_block{block}"
-                h = BasicBlock(features, strides, self.groups, self.projection, self.dtype, name=name)(h)
+                h = BasicBlock(features, strides, self.groups, self.projection, self.dtype, self.form, name=name)(h)
         return _logits(self.num_classes, h)
 
 
@@ -150,12 +154,14 @@ class SmallCNN(nn.Module):
       widths: channels of each convolution.
       groups: of every norm; they divide all widths.
       dtype: of the computation; parameters, norm statistics, the mean and the last layer stay float32.
+      form: as of `ResNet`.
     """
 
     num_classes: int
     widths: tuple[int, ...] = (32, 64, 128)
     groups: int = 8
     dtype: jnp.dtype = jnp.float32
+    form: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -164,7 +170,7 @@ class SmallCNN(nn.Module):
         h = images.astype(self.dtype)
         for stage, features in enumerate(self.widths):
             strides = 1 if small and stage == 0 else 2
-            h = _conv(features, self.dtype, f"stage{stage}", strides=strides)(h)
+            h = _conv(features, self.dtype, self.form, f"stage{stage}", strides=strides)(h)
             h = GroupNorm(self.groups, act=nn.relu, name=f"stage{stage}_norm")(h)
         return _logits(self.num_classes, h)
 
@@ -196,7 +202,9 @@ def make_classifier(name: str, num_classes: int, dtype: jnp.dtype = jnp.float32)
     raise ValueError(f"make_classifier knows {', '.join(CLASSIFIERS)}, not {name!r}")
 
 
-def _conv(features: int, dtype: jnp.dtype, name: str, *, strides: int = 1, kernel_size: int = 3) -> Conv:
+def _conv(
+    features: int, dtype: jnp.dtype, form: str | None, name: str, *, strides: int = 1, kernel_size: int = 3
+) -> Conv:
     """Without bias, which the norm behind it would take away; He initialisation (arXiv 1502.01852)."""
     return Conv(
         features,
@@ -205,6 +213,7 @@ def _conv(features: int, dtype: jnp.dtype, name: str, *, strides: int = 1, kerne
         padding=kernel_size // 2,
         use_bias=False,
         kernel_init=nn.initializers.he_normal(),
+        form=form,
         dtype=dtype,
         name=name,
     )

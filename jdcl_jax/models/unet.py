@@ -48,11 +48,12 @@ class ResBlock(nn.Module):
     scale_shift: bool
     dropout: float
     dtype: jnp.dtype
+    form: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array, keys: jax.Array | None) -> jax.Array:
         h = GroupNorm(self.groups, act=silu, name="norm1")(x)
-        h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
+        h = Conv(self.features, form=self.form, dtype=self.dtype, name="conv1")(h)
         width = self.features * (2 if self.scale_shift else 1)
         emb = Dense(width, dtype=self.dtype, name="time")(nn.silu(emb))[:, None, None, :]
         if self.scale_shift:
@@ -62,9 +63,9 @@ class ResBlock(nn.Module):
             h = GroupNorm(self.groups, act=silu, name="norm2")(h + emb)
         if keys is not None and self.dropout > 0:
             h = example_dropout(h, self.dropout, keys)
-        h = Conv(self.features, dtype=self.dtype, name="conv2")(h)
+        h = Conv(self.features, form=self.form, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
-            x = Conv(self.features, kernel_size=1, padding=0, dtype=self.dtype, name="shortcut")(x)
+            x = Conv(self.features, kernel_size=1, padding=0, form=self.form, dtype=self.dtype, name="shortcut")(x)
         return x + h
 
 
@@ -120,7 +121,7 @@ class UNet(nn.Module):
         "no class" (classifier-free guidance).
       context_resolutions: feature-map heights at which every residual block is followed by a transformer block, which
         attends to the context's tokens, and not by self-attention. The middle block has one too if there are any.
-      form: "plain" writes attention and upsampling down as formulas; None takes what suits the backend. No other.
+      form: "plain" writes convolutions and attention down as formulas; None takes what suits the backend. No other.
       dtype: compute type. Parameters, norm statistics, softmax and the output stay float32.
     """
 
@@ -187,7 +188,7 @@ class UNet(nn.Module):
         *skips, h = edit(features)
         h = self._up(h, skips, emb, layer_keys, given.context)
         h = GroupNorm(self.groups, act=silu, name="norm_out")(h)
-        out = Conv(self.out_channels, dtype=self.dtype, name="conv_out")(h)
+        out = Conv(self.out_channels, form=self.form, dtype=self.dtype, name="conv_out")(h)
         return (out.astype(jnp.float32),)
 
     def _embed(self, t: jax.Array, labels: jax.Array | None) -> jax.Array:
@@ -202,7 +203,7 @@ class UNet(nn.Module):
         return emb
 
     def _res(self, features: int, name: str) -> ResBlock:
-        return ResBlock(features, self.groups, self.scale_shift, self.dropout, self.dtype, name=name)
+        return ResBlock(features, self.groups, self.scale_shift, self.dropout, self.dtype, self.form, name=name)
 
     def _attend(self, h: jax.Array, context: jax.Array | None, side: str, block: int | None = None) -> jax.Array:
         """`h` after the attention that its height asks for, if any; the middle block always has one."""
@@ -216,7 +217,7 @@ class UNet(nn.Module):
         return h
 
     def _encode(self, x: jax.Array, emb: jax.Array, keys: "_LayerKeys", context: jax.Array | None) -> Features:
-        h = Conv(self.channels[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
+        h = Conv(self.channels[0], form=self.form, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
         outputs = self._down(h, emb, keys, context)
         h = self._res(self.channels[-1], "mid_res1")(outputs[-1], emb, keys.next())
         h = self._attend(h, context, "mid")
@@ -230,7 +231,7 @@ class UNet(nn.Module):
                 h = self._attend(h, context, f"down{level}", block)
                 outputs.append(h)
             if level < len(self.channels) - 1:
-                h = Conv(features, strides=2, dtype=self.dtype, name=f"down{level}_sample")(h)
+                h = Conv(features, strides=2, form=self.form, dtype=self.dtype, name=f"down{level}_sample")(h)
                 outputs.append(h)
         return outputs
 
