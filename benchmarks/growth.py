@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import argparse
 import io
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import _configs
 import _ours
 import _part
 import _rows
+import ml_collections
 import numpy as np
 
 from jdcl_jax.experiment import run
@@ -49,6 +51,8 @@ OPTIONS = {
     "samples": 32,
 }
 """Of methods; each takes those that it has."""
+WITHOUT_EFFECT = {"gppdm": {"samples"}}
+"""Options that a method has and refuses with the layers that it protects by default."""
 
 
 def measure(options: argparse.Namespace) -> list[_rows.Row]:
@@ -56,6 +60,7 @@ def measure(options: argparse.Namespace) -> list[_rows.Row]:
     methods = options.methods or (["finetune"] if options.tiny else [*BOUNDED, *WITH_DIRECTIONS, *WITH_QUOTAS])
     rows = []
     for method in methods:
+        print(f"{method}: {tasks} tasks", file=sys.stderr)
         rows.append(_row(method, tasks))
         _ours.forget_programs()
     return rows
@@ -97,13 +102,20 @@ def _seconds_a_step(entries: list[dict[str, Any]]) -> dict[str, float]:
 
 def _cost(method: str, tasks: int) -> list[dict[str, Any]]:
     """What the run's record says of each phase of each task."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = run(make_config(method, tasks, folder), Path(folder) / "run", stream=io.StringIO())
+    return results["cost"]
+
+
+def make_config(method: str, tasks: int, folder: str) -> ml_collections.ConfigDict:
+    """The config of a method's run on random pixels, which are written into the folder."""
     words = [method, *([] if method in WITH_QUOTAS else ["generation"])]
     config = _configs.config_of("configs/digits.py", *words)
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (tasks * 64, 8, 8, 1), np.uint8), np.arange(tasks * 64) % tasks
-    with tempfile.TemporaryDirectory() as folder, config.unlocked():
-        file = Path(folder) / "random.npz"
-        np.savez(file, images=images, labels=labels, test_images=images[:320], test_labels=labels[:320])
+    file = Path(folder) / "random.npz"
+    np.savez(file, images=images, labels=labels, test_images=images[:320], test_labels=labels[:320])
+    with config.unlocked():
         config.data.update(name=f"npz:{file}", validation=0.0)
         config.tasks.num_tasks = tasks
         config.model.update(channels=(8, 16), groups=4)
@@ -113,10 +125,9 @@ def _cost(method: str, tasks: int) -> list[dict[str, Any]]:
         config.evaluation.classifier.steps = 20
         config.evaluation.likelihood.images = 0
         config.checkpoint.every = 10 * STEPS
-        known = {key for name in method.split("+") for key in default_options(name)}
+        known = {key for name in method.split("+") for key in default_options(name)} - WITHOUT_EFFECT.get(method, set())
         config.method.update({key: value for key, value in OPTIONS.items() if key in known})
-        results = run(config.lock(), Path(folder) / "run", stream=io.StringIO())
-    return results["cost"]
+    return config.lock()
 
 
 if __name__ == "__main__":

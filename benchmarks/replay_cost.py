@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import argparse
 import functools
+import sys
 from collections.abc import Callable
 
 import _compare
@@ -57,7 +58,7 @@ def measure(options: argparse.Namespace) -> list[_rows.Row]:
     chosen = options.config or CONFIGS["cpu" if jax.default_backend() == "cpu" else "accelerator"]
     config = ",".join([chosen if ":" in chosen else f"{chosen}:", *([TINY] if options.tiny else [])])
     methods = options.methods or (["gr", "gd"] if options.tiny else [*METHODS, *WITH_SOLVER])
-    kinds = [functools.partial(_against_plain, method) for method in methods]
+    kinds: list[Callable[..., list[_rows.Row]]] = [functools.partial(_against_plain, method) for method in methods]
     if {"gr", "gd"} <= set(methods):
         kinds.append(_gd_over_gr)
     rows = []
@@ -96,6 +97,7 @@ def _plain(config: str, steps: int) -> tuple[_compare.Side, float]:
 
 
 def _against_plain(method: str, config: str, options: argparse.Namespace) -> list[_rows.Row]:
+    print(f"steps of {method}", file=sys.stderr)
     parts = _configs.parts_of(config, method, *(() if method in WITH_SOLVER else OF_A_DENOISER))
     return [_phase_against_plain(config, method, parts, phase, options) for phase in later_phases(parts).values()]
 

@@ -185,6 +185,14 @@ def test_a_later_step_that_is_timed_runs(benchmarks, tiny_config, words) -> None
         assert "while" in compiled.as_text()  # steps in a loop
 
 
+def test_every_method_whose_growth_is_measured_can_run(benchmarks, tmp_path) -> None:
+    import growth
+
+    for method in (*growth.BOUNDED, *growth.WITH_DIRECTIONS, *growth.WITH_QUOTAS):
+        parts = assemble(growth.make_config(method, 20, str(tmp_path)))
+        assert len(parts.sequence.groups) == 20, method
+
+
 def test_a_task_is_timed_after_few_others_and_after_many(benchmarks, monkeypatch) -> None:
     import growth
 
