@@ -33,6 +33,12 @@ def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
+@pytest.fixture
+def two_layers(monkeypatch):
+    """For one test only: others here are of the real networks."""
+    small_runs.quick(monkeypatch.setattr)
+
+
 def test_operations_are_counted_as_often_as_they_run(benchmarks) -> None:
     from _flops import count_flops
 
@@ -155,7 +161,7 @@ def test_the_cost_of_replay_is_its_time_over_its_share_of_operations(benchmarks,
     assert drawing["goal"]["figure"] == pytest.approx(6 / 5)
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("two_layers")
 def test_the_drawing_that_is_timed_draws(benchmarks, tiny_config) -> None:
     import replay_cost
 
@@ -168,7 +174,7 @@ def test_the_drawing_that_is_timed_draws(benchmarks, tiny_config) -> None:
     assert run() == drawn  # from an empty store again
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("two_layers")
 @pytest.mark.parametrize(
     "words", [("gr",), ("ewc",), ("ddgr", "classifier.kind=solver", "solver.network=cnn"), small_runs.JDCL]
 )
