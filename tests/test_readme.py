@@ -245,7 +245,8 @@ def unsupported(text: str, root: Path) -> list[str]:
         held = [float(n.replace(",", "")) for n in re.findall(NUMBER, path.read_text())] if path.is_file() else []
         scale = 100.0 if "%" in unit else 1.0
         for number in re.findall(NUMBER, shown):
-            value, decimals = float(number.replace(",", "")), len(number.partition(".")[2])
+            mantissa, _, exponent = number.lower().partition("e")
+            value, decimals = float(number.replace(",", "")), len(mantissa.partition(".")[2]) - int(exponent or 0)
             close = 0.5 * 10.0**-decimals + 1e-9
             if not any(abs(h - value) <= close or abs(scale * h - value) <= close for h in held):
                 missing.append(f"{number} in {file}")
@@ -262,15 +263,17 @@ def test_every_comment_about_a_number_follows_a_number() -> None:
 
 def test_a_number_that_was_not_measured_is_found(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "a.json").write_text('{"mean": 1.4812, "sd": 0.052, "accuracy": 0.953, "count": 42855873}')
+    held = '{"mean": 1.4812, "sd": 0.052, "accuracy": 0.953, "count": 42855873, "rate": 4.9003e10}'
+    (tmp_path / "results" / "a.json").write_text(held)
     right = (
         "| 1.48 ± 0.05 <!-- from: results/a.json --> | 95.3 % <!-- from: results/a.json --> |\n"
-        "42,855,873 parameters <!-- from: results/a.json -->"
+        "42,855,873 parameters <!-- from: results/a.json --> at 4.90e10 a second <!-- from: results/a.json -->"
     )
-    assert len(MARKED.findall(right)) == 3
+    assert len(MARKED.findall(right)) == 4
     assert unsupported(right, tmp_path) == []
     assert unsupported("1.49 s <!-- from: results/a.json -->", tmp_path) == ["1.49 in results/a.json"]
     assert unsupported("1.48 / 0.06 <!-- from: results/a.json -->", tmp_path) == ["0.06 in results/a.json"]
+    assert unsupported("4.91e10 <!-- from: results/a.json -->", tmp_path) == ["4.91e10 in results/a.json"]
     assert unsupported("1.48 <!-- from: results/b.json -->", tmp_path) == ["1.48 in results/b.json"]
 
 
