@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from jdcl_jax.errors import UserError
+from jdcl_jax.models.convolution import windows
 from jdcl_jax.models.layers import Conv
 
 Roots = Mapping[type[nn.Module], str]
@@ -109,9 +110,5 @@ def _patches(x: jax.Array, layer: Conv) -> jax.Array:
     """[B, H, W, Ci] -> [B, Ho, Wo, k k Ci], in the order of the kernel's [k, k, Ci]."""
     if layer.upsample:
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-    size, stride, padding = layer.kernel_size, layer.strides, layer.padding
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    rows, columns = (length - size + 1 for length in x.shape[1:3])
-    # Slices copy exactly; JAX's own patches are a convolution, which GPUs and TPUs round.
-    windows = [x[:, i : i + rows : stride, j : j + columns : stride] for i in range(size) for j in range(size)]
-    return jnp.concatenate(windows, axis=-1)
+    sides = (layer.padding, layer.padding)
+    return windows(x, (layer.kernel_size, layer.kernel_size), layer.strides, (sides, sides))

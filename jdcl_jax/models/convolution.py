@@ -34,10 +34,12 @@ def conv2d(
       strides: step between windows, the same for both axes.
       padding: zeros added, one number for all four sides or ((above, below), (left, right)).
       form: "plain" is `lax.conv_general_dilated`; "canonical" is the same function whose gradients
-        are written as ordinary NHWC/HWIO convolutions; "winograd" has fewer products, for 3x3 kernels,
-        strides of 1, one zero on every side and even H and W. On CPU `None` takes "winograd" where that
-        pays and else "canonical", and "plain" elsewhere, decided when the caller is traced. Only the
-        plain form has a forward-mode derivative (`jax.jvp`), because `jax.custom_vjp` has none.
+        are written as ordinary NHWC/HWIO convolutions; "columns" is one product of the windows, laid
+        out side by side, and the kernel; "winograd" has fewer products, for 3x3 kernels, strides of 1,
+        one zero on every side and even H and W. On CPU `None` takes "winograd" where that pays,
+        "columns" where a map is smaller than the kernel and else "canonical"; elsewhere it takes
+        "plain", decided when the caller is traced. The plain form and columns have a forward-mode
+        derivative (`jax.jvp`); the others don't, because `jax.custom_vjp` has none.
 
     Returns:
       [N, (H + 2 padding - kh) // strides + 1, ..., Co], of the dtype of `x`.
@@ -51,16 +53,38 @@ def conv2d(
         raise ValueError(f"conv2d: padding {pads} must be smaller than the kernel, {kernel.shape[:2]}")
     fits = winograd.fits(x, kernel, strides, pads)
     if form is None and jax.default_backend() == "cpu":
-        form = "winograd" if fits and winograd.pays(x, kernel) else "canonical"
+        other = "columns" if _has_small_maps(x, kernel, strides, pads) else "canonical"
+        form = "winograd" if fits and winograd.pays(x, kernel) else other
     if form == "winograd":
         if not fits:
             raise ValueError("conv2d: 'winograd' is for 3x3 kernels, strides of 1, padding 1 and even height and width")
         return winograd.winograd_conv(x, kernel)
     if form == "canonical":
         return _canonical_conv(x, kernel, strides, pads)
+    if form == "columns":
+        columns = windows(x, kernel.shape[:2], strides, pads)
+        return columns @ jnp.reshape(kernel, (-1, kernel.shape[-1]))
     if form in (None, "plain"):
         return _plain_conv(x, kernel, strides, pads)
-    raise ValueError(f"conv2d has the forms 'plain', 'canonical' and 'winograd', not {form!r}")
+    raise ValueError(f"conv2d has the forms 'plain', 'canonical', 'columns' and 'winograd', not {form!r}")
+
+
+def windows(x: jax.Array, size: tuple[int, ...], strides: int, pads: Pads) -> jax.Array:
+    """What each output pixel of a convolution sees: exact copies, where JAX's own patches are rounded by GPUs and TPUs.
+
+    Args:
+      x: [N, H, W, C].
+      size: (kh, kw) of the kernel.
+      strides: step between windows, the same for both axes.
+      pads: zeros added, ((above, below), (left, right)).
+
+    Returns:
+      [N, Ho, Wo, kh kw C], in the order of a kernel's [kh, kw, C].
+    """
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    rows, columns = (length - side + 1 for length, side in zip(x.shape[1:3], size, strict=True))
+    seen = [x[:, i : i + rows : strides, j : j + columns : strides] for i in range(size[0]) for j in range(size[1])]
+    return jnp.concatenate(seen, axis=-1)
 
 
 def upsampled_conv2d(x: jax.Array, kernel: jax.Array, *, form: str | None = None) -> jax.Array:
@@ -94,6 +118,14 @@ def upsampled_conv2d(x: jax.Array, kernel: jax.Array, *, form: str | None = None
     rows = [jnp.stack([phase(row, column) for column in (0, 1)], axis=3) for row in (0, 1)]
     batch, height, width, _ = x.shape
     return jnp.reshape(jnp.stack(rows, axis=2), (batch, 2 * height, 2 * width, -1))
+
+
+def _has_small_maps(x: jax.Array, kernel: jax.Array, strides: int, pads: Pads) -> bool:
+    """Whether x or the output is shorter than the kernel along an axis: XLA:CPU runs these by naive loops, x's in the
+    value and the output's in the kernel's gradient, which it is the kernel of.
+    """
+    lengths = zip(x.shape[1:3], kernel.shape[:2], pads, strict=True)
+    return any(min(length, (length + sum(sides) - side) // strides + 1) < side for length, side, sides in lengths)
 
 
 def _merge(kernel: jax.Array, odd: int, axis: int) -> jax.Array:

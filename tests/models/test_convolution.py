@@ -44,7 +44,7 @@ def gradients(form, x, kernel, strides, padding, weights):
     return jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
 
 
-@pytest.mark.parametrize("form", ["plain", "canonical"])
+@pytest.mark.parametrize("form", ["plain", "canonical", "columns"])
 @pytest.mark.parametrize("kernel_size,strides,padding,size", GEOMETRIES)
 def test_convolution_is_its_definition(form, kernel_size, strides, padding, size):
     x = normal(0, (2, *size, 3))
@@ -53,15 +53,16 @@ def test_convolution_is_its_definition(form, kernel_size, strides, padding, size
     np.testing.assert_allclose(y, loop_convolution(x, kernel, strides, padding), atol=2e-5)
 
 
+@pytest.mark.parametrize("form", ["canonical", "columns"])
 @pytest.mark.parametrize("kernel_size,strides,padding,size", GEOMETRIES)
 @pytest.mark.parametrize("channels", [(3, 4), (5, 2)])
-def test_canonical_gradients_equal_the_plain_ones(kernel_size, strides, padding, size, channels):
+def test_gradients_equal_the_plain_ones(form, kernel_size, strides, padding, size, channels):
     x = normal(0, (2, *size, channels[0]))
     kernel = normal(1, (kernel_size, kernel_size, *channels))
     weights = normal(2, loop_convolution(x, kernel, strides, padding).shape)
     plain = gradients("plain", x, kernel, strides, padding, weights)
-    canonical = gradients("canonical", x, kernel, strides, padding, weights)
-    for ours, theirs in zip(canonical, plain, strict=True):
+    found = gradients(form, x, kernel, strides, padding, weights)
+    for ours, theirs in zip(found, plain, strict=True):
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours, theirs, atol=3e-5)
 
@@ -73,10 +74,11 @@ def test_padding_may_differ_from_side_to_side(pads, channels):
     padded = np.pad(x, ((0, 0), *pads, (0, 0)))
     wanted = loop_convolution(padded, kernel, 1, 0)
     weights = normal(2, wanted.shape)
-    for form in ("plain", "canonical"):
+    plain = gradients("plain", x, kernel, 1, pads, weights)
+    for form in ("plain", "canonical", "columns"):
         np.testing.assert_allclose(convolution.conv2d(x, kernel, 1, pads, form=form), wanted, atol=2e-5)
-    for ours, theirs in zip(*(gradients(f, x, kernel, 1, pads, weights) for f in ("canonical", "plain")), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=3e-5)
+        for ours, theirs in zip(gradients(form, x, kernel, 1, pads, weights), plain, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=3e-5)
 
 
 @pytest.mark.parametrize("pads", [((0, 0), (0, 0)), ((1, 1), (1, 1)), ((1, 0), (0, 1)), ((0, 1), (2, 1))])
@@ -139,13 +141,46 @@ def test_canonical_gradients_of_one_example_at_a_time_agree():
     np.testing.assert_allclose(per_example("canonical"), per_example("plain"), atol=2e-5)
 
 
+SMALL_MAPS = [
+    *itertools.product([(1, 1), (2, 2), (2, 5), (5, 1)], [(3, 3)], [1], [((1, 1), (1, 1))]),
+    *itertools.product([(1, 1), (1, 4)], [(2, 2)], [1], [((1, 0), (0, 1))]),
+    *itertools.product([(2, 2), (3, 3), (4, 4), (9, 4)], [(3, 3)], [2], [((1, 1), (1, 1)), ((0, 1), (0, 1))]),
+]
+
+
+@pytest.mark.parametrize("size,kernel_size,strides,pads", SMALL_MAPS)
+def test_small_maps_give_what_they_should_and_without_a_convolution_on_cpu(
+    size, kernel_size, strides, pads, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    x, kernel = normal(0, (2, *size, 3)), normal(1, (*kernel_size, 3, 4))
+    wanted = loop_convolution(np.pad(x, ((0, 0), *pads, (0, 0))), kernel, strides, 0)
+    np.testing.assert_allclose(convolution.conv2d(x, kernel, strides, pads), wanted, atol=2e-5)
+    weights = normal(2, wanted.shape)
+    found, plain = (gradients(form, x, kernel, strides, pads, weights) for form in (None, "plain"))
+    for ours, theirs in zip(found, plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=3e-5)
+    program = jax.make_jaxpr(jax.grad(lambda x, kernel: jnp.sum(convolution.conv2d(x, kernel, strides, pads)), (0, 1)))
+    assert "conv_general_dilated" not in str(program(x, kernel))
+
+
+@pytest.mark.parametrize(
+    "size,kernel_size,strides", [((3, 3), 3, 1), ((2, 2), 2, 1), ((8, 8), 3, 2), ((5, 5), 3, 2), ((1, 1), 1, 1)]
+)
+def test_maps_as_large_as_the_kernel_are_convolved(size, kernel_size, strides, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    x, kernel = jnp.zeros((2, *size, 3)), jnp.zeros((kernel_size, kernel_size, 3, 4))
+    program = jax.make_jaxpr(lambda x, kernel: convolution.conv2d(x, kernel, strides, kernel_size // 2))(x, kernel)
+    assert "conv_general_dilated" in str(program)
+
+
 def test_padding_as_long_as_the_kernel_is_refused():
     with pytest.raises(ValueError, match="must be smaller than the kernel"):
         convolution.conv2d(normal(0, (1, 4, 4, 1)), normal(1, (3, 3, 1, 1)), 1, ((3, 0), (1, 1)))
 
 
 def test_unknown_form_is_refused():
-    with pytest.raises(ValueError, match="'plain', 'canonical' and 'winograd', not 'fast'"):
+    with pytest.raises(ValueError, match="'plain', 'canonical', 'columns' and 'winograd', not 'fast'"):
         convolution.conv2d(normal(0, (1, 4, 4, 1)), normal(1, (3, 3, 1, 1)), form="fast")
     with pytest.raises(ValueError, match="'plain' and 'phases', not 'fast'"):
         convolution.upsampled_conv2d(normal(0, (1, 4, 4, 1)), normal(1, (3, 3, 1, 1)), form="fast")
@@ -155,7 +190,7 @@ def test_unknown_form_is_refused():
 def test_the_backend_chooses_the_form(monkeypatch, backend, form):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     x, kernel = jnp.zeros((1, 4, 4, 1)), jnp.zeros((3, 3, 1, 1))
-    jaxpr = str(jax.make_jaxpr(lambda x, kernel: convolution.conv2d(x, kernel))(x, kernel))
+    jaxpr = str(jax.make_jaxpr(lambda x, kernel: convolution.conv2d(x, kernel, 1, 1))(x, kernel))
     assert ("custom_vjp" in jaxpr) == (form == "canonical")
     jaxpr = str(jax.make_jaxpr(lambda x, kernel: convolution.upsampled_conv2d(x, kernel))(x, kernel))
     assert jaxpr.count("conv_general_dilated[") == (4 if form == "canonical" else 1)
