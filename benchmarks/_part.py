@@ -18,14 +18,24 @@ from jdcl_jax.reporting.files import write_bytes
 Measure = Callable[[argparse.Namespace], list[Row]]
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that every part has."""
+def parser(description: str | None, *, peers: bool = False, rounds: bool = True) -> argparse.ArgumentParser:
+    """The options that every part has, those about peers and timed rounds where it has these."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--peer", choices=("torch",), help="time the same network under PyTorch too")
-    made.add_argument("--repeats", type=int, default=5, help="timed rounds of each side")
+    made.set_defaults(peer=None)
+    if peers:
+        made.add_argument("--peer", choices=("torch",), help="time the same network under PyTorch too")
+    if rounds:
+        made.add_argument("--repeats", type=_at_least_one, default=5, help="timed rounds of each side")
     made.add_argument("--tiny", action="store_true", help="the smallest sizes, to see that it runs")
     made.add_argument("--out", type=Path, help="a JSON file for the result")
     return made
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("one round at least")
+    return number
 
 
 def run_part(options: argparse.Namespace, measure: Measure) -> None:
@@ -43,7 +53,7 @@ def run_part(options: argparse.Namespace, measure: Measure) -> None:
     for row in rows:
         print(line(row), flush=True)
     if options.out:
-        write_json(options.out, {**provenance(), "rows": rows})
+        write_json(options.out, {**provenance(), "tiny": options.tiny, "rows": rows})
 
 
 def empty_caches(folder: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ Row = dict[str, Any]
   flops: floating-point operations of one unit, of matrix products and convolutions; added where they were counted.
   value: instead of seconds, a figure of the unit `unit`.
   goal: {"figure", "most" or "least", "met"}; a figure of None was not measured.
+  devices: how many computed it, where that may differ from all of them.
   share_goal: the least share of the measured peak, where that is a goal.
 """
 

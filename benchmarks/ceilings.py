@@ -45,7 +45,12 @@ def _product(dtype: str, side: int, repeats: int) -> _rows.Row:
     seconds = _rounds(chain, repeats, matrix, matrix)
     flops = 2 * side**3 * devices
     return _rows.timed_row(
-        f"{MATMUL}, {dtype}, {side} x {side}", "product", seconds, flops=flops, flops_per_second=_rate(flops, seconds)
+        f"{MATMUL}, {dtype}, {side} x {side}",
+        "product",
+        seconds,
+        flops=flops,
+        flops_per_second=_rate(flops, seconds),
+        devices=devices,
     )
 
 

@@ -27,7 +27,7 @@ def measure(options: argparse.Namespace) -> list[_rows.Row]:
             caches = Path(folder)
             rounds["empty caches"].append(_seconds_to_first_step(caches, "first"))
             rounds["warm caches"].append(_seconds_to_first_step(caches, "second"))
-    return [_rows.timed_row("start of the digits demo to its first steps", "start", rounds)]
+    return [_rows.timed_row("from the command to step 10, digits, finetune", "start", rounds)]
 
 
 def _seconds_to_first_step(caches: Path, name: str) -> float:

@@ -37,4 +37,4 @@ def measure(options: argparse.Namespace) -> list[_rows.Row]:
 
 
 if __name__ == "__main__":
-    _part.run_part(_part.parser(__doc__).parse_args(), measure)
+    _part.run_part(_part.parser(__doc__, rounds=False).parse_args(), measure)

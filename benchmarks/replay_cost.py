@@ -6,6 +6,7 @@ A step's share is its operations (products of matrices and convolutions) over th
 account of arXiv 2311.14028, in forward passes: S + 6 for generative replay, S + 7 for distillation, a plain train step
 being 3. A step that takes more than its share of time wastes it. Then two methods against each other, JDCL's global
 stage against its local one, and the drawing of its replay set, labels, quotas and all, against the plain sampler.
+Phases that only look at data after training, such as those for a Fisher matrix, have no row.
 """
 
 from jdcl_jax.training.backend import reexec_with_hugepages

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import _part
-from _rows import Row, limit_text, verdict
+from _rows import Row, limit_text, verdict, with_goal
 
 PARTS = (
     "ceilings", "train_step", "step_profile", "sampling", "replay_cost",
     "growth", "evaluation", "checkpoint", "cold_start", "demo",
 )  # fmt: skip
-WITH_PEERS = ("train_step", "sampling")
+WITH_PEERS, WITHOUT_ROUNDS = ("train_step", "sampling"), ("step_profile", "growth", "demo")
 PRODUCT = "matrix product"
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     if options.show:
         print(markdown(json.loads(options.show.read_text()), str(options.show)))
         return
-    known = {"parts": {}, **(json.loads(options.out.read_text()) if options.out.exists() else {})}
+    known = _known(options)
     failed = []
     for part in options.parts:
         print(f"-- {part}", flush=True)
@@ -50,8 +50,18 @@ def main() -> None:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
+def _known(options: argparse.Namespace) -> dict[str, Any]:
+    """What the file holds already."""
+    known = json.loads(options.out.read_text()) if options.out.exists() else {"parts": {}}
+    if any(part.get("tiny", False) != options.tiny for part in known["parts"].values()):
+        raise SystemExit(
+            f"{options.out} was measured {'without' if options.tiny else 'with'} --tiny; name another file"
+        )
+    return known
+
+
 def _options() -> argparse.Namespace:
-    made = _part.parser(__doc__)
+    made = _part.parser(__doc__, peers=True)
     made.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these")
     made.add_argument("--show", type=Path, help="print the table of this file and measure nothing")
     options = made.parse_args()
@@ -65,7 +75,10 @@ def _run(part: str, options: argparse.Namespace) -> dict[str, Any] | None:
     script, start = Path(__file__).with_name(f"{part}.py"), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "part.json"
-        words = [f"--repeats={options.repeats}", *(["--tiny"] if options.tiny else [])]
+        words = [
+            *([] if part in WITHOUT_ROUNDS else [f"--repeats={options.repeats}"]),
+            *(["--tiny"] if options.tiny else []),
+        ]
         if options.peer and part in WITH_PEERS:
             words.append(f"--peer={options.peer}")
         done = subprocess.run([sys.executable, str(script), *words, f"--out={out}"], check=False)
@@ -78,12 +91,14 @@ def _run(part: str, options: argparse.Namespace) -> dict[str, Any] | None:
 def _with_shares(parts: dict[str, Any]) -> None:
     """Adds to every row whose operations are known its share of the measured matrix product's rate."""
     products = parts.get("ceilings", {}).get("rows", [])
-    peaks = {row["what"].split(", ")[1]: row["flops_per_second"] for row in products if row["what"].startswith(PRODUCT)}
+    peaks = {row["what"].split(", ")[1]: row for row in products if row["what"].startswith(PRODUCT)}
     for part in parts.values():
         for row in part["rows"]:
             if row.get("flops") and not row["what"].startswith(PRODUCT) and row.get("dtype", "float32") in peaks:
+                peak = peaks[row.get("dtype", "float32")]
+                of_all = row.get("devices", peak["devices"]) / peak["devices"]
                 rate = row["flops"] / row["median"][next(iter(row["median"]))]
-                row["share"] = rate / peaks[row.get("dtype", "float32")]
+                row["share"] = rate / (peak["flops_per_second"] * of_all)
 
 
 def markdown(result: dict[str, Any], file: str) -> str:
@@ -99,17 +114,18 @@ def _table_lines(row: Row, source: str) -> list[str]:
         return f"{value:.4g} {source}"
 
     share = f"{row['share']:.2f} {source}" if row.get("share") else ""
-    if share and "share_goal" in row:
-        share += f", at least {row['share_goal']:g}: {'met' if row['share'] >= row['share_goal'] else '**NOT met**'}"
+    if "share_goal" in row:
+        wanted = with_goal({}, row.get("share"), least=row["share_goal"])["goal"]
+        share += f" {limit_text(wanted)}: {_emphasised(wanted)}"
     goal = ""
     if "goal" in row:
-        figure, result = row["goal"]["figure"], verdict(row["goal"])
+        figure = row["goal"]["figure"]
         number_of_goal = "" if figure is None else f"{figure:.3f} {source} "
-        goal = f"{limit_text(row['goal'])}: {number_of_goal}{result if row['goal']['met'] else f'**{result}**'}"
+        goal = f"{limit_text(row['goal'])}: {number_of_goal}{_emphasised(row['goal'])}"
     if "value" in row:
         return [f"| {row['what']} | {number(row['value'])} {row['unit']} | | | | {goal} |"]
     ours = next(iter(row["median"].values()))
-    first = f"| {row['what']} | {number(ours)} a {row['unit']} |"
+    first = f"| {row['what']} | {number(ours)} {'an' if row['unit'][0] in 'aeio' else 'a'} {row['unit']} |"
     others = list(row["ratios"].items())
     if not others:
         return [f"{first} | | {share} | {goal} |"]
@@ -120,6 +136,10 @@ def _table_lines(row: Row, source: str) -> list[str]:
         spread = f"{ratio:.3f} {source} ({least:.3f} to {most:.3f} {source})"
         lines.append(f"{start} {name}: {number(row['median'][name])} | {spread} | {end}")
     return lines
+
+
+def _emphasised(goal: dict[str, Any]) -> str:
+    return verdict(goal) if goal["met"] else f"**{verdict(goal)}**"
 
 
 if __name__ == "__main__":

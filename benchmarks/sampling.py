@@ -51,6 +51,7 @@ def _measure_size(options: argparse.Namespace, name: str) -> list[_rows.Row]:
             _compare.alternate(sides, options.repeats),
             flops=_ours.forward_flops(parts, batch) * steps,
             dtype=dtype,
+            devices=parallel.count,
             peers={side: peer.hello for side, peer in peers.items()},
         )
     return [_peers.against(row, platform, eager=EAGER_GOAL, compiled=COMPILED_GOAL) if options.peer else row]
@@ -64,8 +65,8 @@ def _growth(options: argparse.Namespace, name: str) -> list[_rows.Row]:
     twice, half = {f"{2 * batch} images": (steps, 2 * batch)}, {f"{batch // 2} images": (steps, batch // 2)}
     by_batch = _alternating(options, name, twice | half)
     rows = []
-    for what, found in (("steps", by_steps), ("batch", by_batch)):
-        row = _rows.timed_row(f"sampling, {name}, as {what} grow", "image and step", found)
+    for what, found in (("with more steps", by_steps), ("in larger batches", by_batch)):
+        row = _rows.timed_row(f"sampling, {name}, {what}", "image and step", found)
         rows.append(_rows.with_goal(row, next(iter(row["ratios"].values()))[0], most=LINEAR_GOAL))
     return rows
 
@@ -80,7 +81,7 @@ def _alternating(options: argparse.Namespace, name: str, chosen: dict[str, tuple
 
 
 if __name__ == "__main__":
-    made = _part.parser(__doc__)
+    made = _part.parser(__doc__, peers=True)
     made.add_argument("--size", choices=SIZES, nargs="+", default=["small", "large"])
     made.add_argument("--sampler-steps", type=int, default=10)
     _part.run_part(made.parse_args(), measure)

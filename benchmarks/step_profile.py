@@ -87,7 +87,7 @@ def _events(folder: Path) -> Iterator[tuple[str, float]]:
 
 
 if __name__ == "__main__":
-    made = _part.parser(__doc__)
+    made = _part.parser(__doc__, rounds=False)
     made.add_argument("--size", choices=SIZES, nargs="+", default=["small", "large"])
     options = made.parse_args()
     if not accelerator_expected() and hasattr(os, "sched_setaffinity"):

@@ -26,7 +26,7 @@ from _sizes import SIZES
 
 EAGER_GOAL, COMPILED_GOAL = 1.0, 1 / 1.3  # ours / eager on a CPU, ours / compiled on an accelerator
 SHARE_GOAL = 0.35  # of the measured matrix product's rate, by the large network on an accelerator
-SCAN_GOAL = 1.05  # a scanned step / a single one: not slower, but for the noise of a machine that others use too
+SCAN_GOAL = 1.05  # a scanned step / a single one: not slower, within what one run differs from the next
 
 
 def measure(options: argparse.Namespace) -> list[_rows.Row]:
@@ -55,6 +55,7 @@ def _measure_size(options: argparse.Namespace, name: str) -> list[_rows.Row]:
             timings,
             flops=flops,
             dtype=dtype,
+            devices=parallel.count,
             parameters=_ours.parameters(parts),
             peers={side: peer.hello for side, peer in peers.items()},
         )
@@ -69,6 +70,6 @@ def _measure_size(options: argparse.Namespace, name: str) -> list[_rows.Row]:
 
 
 if __name__ == "__main__":
-    made = _part.parser(__doc__)
+    made = _part.parser(__doc__, peers=True)
     made.add_argument("--size", choices=SIZES, nargs="+", default=["small", "large"])
     _part.run_part(made.parse_args(), measure)

@@ -231,7 +231,7 @@ def test_the_suite_keeps_what_it_has_and_names_what_failed(tmp_path, benchmarks,
     import run as suite
 
     out = tmp_path / "bench.json"
-    product = {"what": "matrix product, float32, 8 x 8", "unit": "product", "flops_per_second": 1e9}
+    product = {"what": "matrix product, float32, 8 x 8", "unit": "product", "flops_per_second": 1e9, "devices": 2}
     step = {"what": "train step", "unit": "step", "flops": 1e9, "median": {"jdcl_jax": 4.0, "torch eager": 5.0}}
     step |= {"ratios": {"torch eager": [0.8, 0.7, 0.9]}, "goal": {"figure": 0.8, "most": 1.0, "met": True}}
     of_part = {
@@ -250,6 +250,45 @@ def test_the_suite_keeps_what_it_has_and_names_what_failed(tmp_path, benchmarks,
     table = capsys.readouterr().out
     assert "| 0.25 <!-- from:" in table
     assert "at most 1: 0.800 <!-- from:" in table
+    monkeypatch.setattr(sys, "argv", ["run.py", "--tiny", f"--out={out}"])
+    with pytest.raises(SystemExit, match=r"bench\.json was measured without --tiny; name another file"):
+        suite.main()
+
+
+def test_a_share_of_the_peak_is_of_the_devices_that_computed(benchmarks) -> None:
+    import run as suite
+
+    product = {"what": "matrix product, bfloat16, 8 x 8", "flops_per_second": 8e9, "devices": 4}
+    step = {"what": "a step", "unit": "step", "dtype": "bfloat16", "flops": 1e9, "share_goal": 0.35, "ratios": {}}
+    on_one = {**step, "median": {"jdcl_jax": 1.0}, "devices": 1}  # 1e9 a second, of 2e9
+    on_all = {**step, "median": {"jdcl_jax": 1.0}}
+    unknown = {**on_one, "dtype": "float32"}  # no such product was timed
+    parts = {"ceilings": {"rows": [product]}, "train_step": {"rows": [on_one, on_all, unknown]}}
+    suite._with_shares(parts)
+    assert (on_one["share"], on_all["share"]) == (0.5, 0.125)
+    assert "0.50 <!-- from: f --> at least 0.35: met" in suite.markdown({"parts": {"": {"rows": [on_one]}}}, "f")
+    assert "0.12 <!-- from: f --> at least 0.35: **NOT met**" in suite.markdown(
+        {"parts": {"": {"rows": [on_all]}}}, "f"
+    )
+    assert "| at least 0.35: **not measured** |" in suite.markdown({"parts": {"": {"rows": [unknown]}}}, "f")
+
+
+def test_a_part_that_has_no_rounds_is_not_told_how_many(benchmarks, monkeypatch, tmp_path) -> None:
+    import run as suite
+
+    asked = []
+
+    def note(command, **_):
+        asked.append(command[1:-1])
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(suite.subprocess, "run", note)
+    options = SimpleNamespace(repeats=7, tiny=False, peer="torch")
+    assert [suite._run(part, options) for part in suite.PARTS] == [None] * len(suite.PARTS)
+    told = {Path(command[0]).stem: command[1:] for command in asked}
+    assert told["train_step"] == ["--repeats=7", "--peer=torch"]
+    assert told["ceilings"] == ["--repeats=7"]
+    assert told["growth"] == []
 
 
 def test_a_goal_against_a_peer_is_against_the_one_that_users_of_that_device_would_pick(benchmarks) -> None:
