@@ -39,7 +39,7 @@ METHODS = (
     "er", "agem", "lwf", "gaussian", "symmetric_gaussian", "trajectory", "gr", "gd",
     "l2", "si", "ewc", "mas", "rank1_ewc", "gpm", "rank1_ewc+gd",
 )  # fmt: skip
-WITH_SOLVER = ("gppdm", "ddgr", "guide")
+WITH_SOLVER, JDCL = ("gppdm", "ddgr", "guide"), "jdcl"
 SHARE_GOAL, GD_OVER_GR_GOAL, GLOBAL_GOAL, DRAW_GOAL = 1.10, 1.13, 1.05, 0.90
 WITH_GOAL = ("gr", "gd")
 """Replay by a fresh teacher."""
@@ -58,12 +58,16 @@ OF_A_DENOISER = ("generation",)  # preset: nothing but the denoiser
 def measure(options: argparse.Namespace) -> list[_rows.Row]:
     chosen = options.config or CONFIGS["cpu" if jax.default_backend() == "cpu" else "accelerator"]
     config = ",".join([chosen if ":" in chosen else f"{chosen}:", *([TINY] if options.tiny else [])])
-    methods = options.methods or (["gr", "gd"] if options.tiny else [*METHODS, *WITH_SOLVER])
-    kinds: list[Callable[..., list[_rows.Row]]] = [functools.partial(_against_plain, method) for method in methods]
+    methods = options.methods or (["gr", "gd", JDCL] if options.tiny else [*METHODS, *WITH_SOLVER, JDCL])
+    kinds: list[Callable[..., list[_rows.Row]]] = [
+        functools.partial(_against_plain, method) for method in methods if method != JDCL
+    ]
     if {"gr", "gd"} <= set(methods):
         kinds.append(_gd_over_gr)
+    if JDCL in methods:
+        kinds += [_global_over_local, _drawing]
     rows = []
-    for kind in [*kinds, _global_over_local, _drawing]:
+    for kind in kinds:
         rows += kind(config, options)
         _ours.forget_programs()
     return rows
@@ -137,7 +141,7 @@ def _gd_over_gr(config: str, options: argparse.Namespace) -> list[_rows.Row]:
 
 
 def _jdcl(config: str) -> tuple[Parts, dict[str, Phase]]:
-    parts = _configs.parts_of(config, "jdcl", "method.class_delay=0")  # its class terms from the first step on
+    parts = _configs.parts_of(config, JDCL, "method.class_delay=0")  # its class terms from the first step on
     return parts, {phase.name: phase for phase in parts.method.phases(1)}
 
 
@@ -163,7 +167,7 @@ def _drawing(config: str, options: argparse.Namespace) -> list[_rows.Row]:
     """
     parts, phases = _jdcl(config)
     batch, steps = parts.config.method.replay_batch, parts.config.method.replay_steps
-    plain = _configs.parts_of(config, "jdcl", f"sampler.steps={steps}")
+    plain = _configs.parts_of(config, JDCL, f"sampler.steps={steps}")
     parallel = Parallel()
     sampler = _ours.sampling_job(plain, parallel, batch)
     draw = draw_job(parts, parallel, phases[DRAW])
@@ -202,6 +206,6 @@ def draw_job(parts: Parts, parallel: Parallel, phase: Phase) -> Callable[[], int
 if __name__ == "__main__":
     made = _part.parser(__doc__)
     made.add_argument("--config", help="a config file with a preset `generation`, with FILE:ARG as in main")
-    made.add_argument("--methods", nargs="+", help="those of which a step is timed")
+    made.add_argument("--methods", nargs="+", choices=(*METHODS, *WITH_SOLVER, JDCL), help="only these")
     made.add_argument("--steps-per-call", type=int, default=5)
     _part.run_part(made.parse_args(), measure)

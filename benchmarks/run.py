@@ -116,7 +116,7 @@ def _table_lines(row: Row, source: str) -> list[str]:
     share = f"{row['share']:.2f} {source}" if row.get("share") else ""
     if "share_goal" in row:
         wanted = with_goal({}, row.get("share"), least=row["share_goal"])["goal"]
-        share += f" {limit_text(wanted)}: {_emphasised(wanted)}"
+        share = f"{share} {limit_text(wanted)}: {_emphasised(wanted)}".lstrip()
     goal = ""
     if "goal" in row:
         figure = row["goal"]["figure"]

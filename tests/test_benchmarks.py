@@ -149,7 +149,7 @@ def test_the_cost_of_replay_is_its_time_over_its_share_of_operations(benchmarks,
     monkeypatch.setattr(_ours, "sampling_job", lambda *args, **options: lambda: None)
     monkeypatch.setattr(replay_cost, "draw_job", lambda *args: lambda: 500)
     monkeypatch.setattr(_compare, "timed", side)
-    options = SimpleNamespace(config="", tiny=True, methods=["gd"], repeats=2, steps_per_call=2)
+    options = SimpleNamespace(config="", tiny=True, methods=["gd", "jdcl"], repeats=2, steps_per_call=2)
     gd, jdcl, drawing = replay_cost.measure(options)
     assert gd["arithmetic"] == 9
     assert gd["counted"] == pytest.approx(9, rel=0.03)
