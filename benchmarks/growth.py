@@ -132,5 +132,5 @@ def make_config(method: str, tasks: int, folder: str) -> ml_collections.ConfigDi
 
 if __name__ == "__main__":
     made = _part.parser(__doc__, rounds=False)
-    made.add_argument("--methods", nargs="+", help="those that run; all if not given")
+    made.add_argument("--methods", nargs="+", choices=(*BOUNDED, *WITH_DIRECTIONS, *WITH_QUOTAS), help="only these")
     _part.run_part(made.parse_args(), measure)

@@ -34,7 +34,7 @@ def main() -> None:
     if options.show:
         print(markdown(json.loads(options.show.read_text()), str(options.show)))
         return
-    known = _known(options)
+    known = _known(options.out)
     failed = []
     for part in options.parts:
         print(f"-- {part}", flush=True)
@@ -50,14 +50,9 @@ def main() -> None:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
-def _known(options: argparse.Namespace) -> dict[str, Any]:
+def _known(file: Path) -> dict[str, Any]:
     """What the file holds already."""
-    known = json.loads(options.out.read_text()) if options.out.exists() else {"parts": {}}
-    if any(part.get("tiny", False) != options.tiny for part in known["parts"].values()):
-        raise SystemExit(
-            f"{options.out} was measured {'without' if options.tiny else 'with'} --tiny; name another file"
-        )
-    return known
+    return json.loads(file.read_text()) if file.exists() else {"parts": {}}
 
 
 def _options() -> argparse.Namespace:
@@ -67,6 +62,11 @@ def _options() -> argparse.Namespace:
     options = made.parse_args()
     if not options.out and not options.show:
         made.error("write --out=results/bench-DEVICE.json")
+    if options.show and not options.show.is_file():
+        made.error(f"there is no file {options.show}; measure with --out={options.show} first")
+    sizes = [] if options.show else [part.get("tiny", False) for part in _known(options.out)["parts"].values()]
+    if sizes and options.tiny not in sizes:
+        made.error(f"{options.out} was measured {'without' if options.tiny else 'with'} --tiny; name another file")
     return options
 
 

@@ -251,8 +251,13 @@ def test_the_suite_keeps_what_it_has_and_names_what_failed(tmp_path, benchmarks,
     assert "| 0.25 <!-- from:" in table
     assert "at most 1: 0.800 <!-- from:" in table
     monkeypatch.setattr(sys, "argv", ["run.py", "--tiny", f"--out={out}"])
-    with pytest.raises(SystemExit, match=r"bench\.json was measured without --tiny; name another file"):
+    with pytest.raises(SystemExit, match="2"):
         suite.main()
+    assert "bench.json was measured without --tiny; name another file" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["run.py", f"--show={tmp_path / 'none.json'}"])
+    with pytest.raises(SystemExit, match="2"):
+        suite.main()
+    assert json.loads(out.read_text())["parts"] == kept
 
 
 def test_a_share_of_the_peak_is_of_the_devices_that_computed(benchmarks) -> None:
