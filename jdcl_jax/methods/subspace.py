@@ -27,19 +27,27 @@ def combine(weights: jax.Array, directions: PyTree) -> PyTree:
 
 
 def orthonormal(directions: PyTree) -> PyTree:
-    """Orthonormal directions with the same span; those that are all but dependent get arbitrary ones beside it."""
-    # The Gram matrix squares the ratio of the largest to the smallest, so that float32 is too coarse for the small ones
-    # in the first round; after it they are all of about one size.
-    for _ in range(3):
-        directions = _whitened(directions)
-    return directions
+    """Orthonormal directions with the same span, by Gram and Schmidt.
+
+    One that all but depends on those before it becomes an arbitrary one beside them, and one of zeros stays so.
+    """
+    count = len(jax.tree.leaves(directions)[0])
+
+    def place(index: jax.Array, kept: PyTree) -> PyTree:
+        row = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index, 1), kept)
+        # What the first subtraction leaves of a dependent one is rounding, which is not orthogonal itself.
+        for _ in range(6):
+            row = _unit(row)
+            along = jnp.where(jnp.arange(count) < index, products(row, kept), 0.0)
+            row = jax.tree.map(jnp.subtract, row, combine(along, kept))
+        return jax.tree.map(lambda x, r: jax.lax.dynamic_update_slice_in_dim(x, r, index, 0), kept, _unit(row))
+
+    return jax.lax.fori_loop(0, count, place, directions)
 
 
-def _whitened(directions: PyTree) -> PyTree:
-    """W -> (W W^T)^(-1/2) W, by the eigenvectors of the Gram matrix."""
-    values, vectors = jnp.linalg.eigh(products(directions, directions))
-    floor = jnp.maximum(values[-1] * 1e-10, jnp.finfo(jnp.float32).tiny)
-    return combine(_multiply(vectors / jnp.sqrt(jnp.maximum(values, floor)), vectors.T), directions)
+def _unit(row: PyTree) -> PyTree:
+    norm = jnp.sqrt(jnp.maximum(products(row, row), jnp.finfo(jnp.float32).tiny))
+    return jax.tree.map(lambda x: x / norm.reshape((1,) * x.ndim), row)
 
 
 def random_directions(key: jax.Array, params: PyTree, count: int) -> PyTree:

@@ -40,6 +40,20 @@ def test_orthonormal_directions_have_the_same_span(scale) -> None:
     np.testing.assert_allclose(after.T @ (after @ largest), largest, atol=1e-4 * np.linalg.norm(largest))
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-9, 1e-7, 1e-5, 1e-3])
+def test_the_common_direction_of_nearly_equal_ones_stays_in_the_span(noise: float) -> None:
+    """Gradients of diffusion models nearly share one direction: what is beside it must not push it out."""
+    for seed in range(20):
+        common, beside = as_rows(directions(1, seed))[0], as_rows(directions(4, 100 + seed))
+        rows = np.outer([0.3, -1.0, 2.0, 0.5], common / np.linalg.norm(common)) + noise * beside
+        tree = {"a": jnp.asarray(rows[:, :12].reshape(-1, 3, 4), jnp.float32), "b": {"c": jnp.float32(rows[:, 12:])}}
+        after = as_rows(orthonormal(tree))
+        lost = rows - (rows @ after.T) @ after
+        assert np.max(np.linalg.norm(lost, axis=1) / np.linalg.norm(rows, axis=1)) < 1e-6
+        if noise >= 1e-7:
+            np.testing.assert_allclose(after @ after.T, np.eye(4), atol=1e-5)
+
+
 def test_orthonormal_directions_stay_what_they_are() -> None:
     once = orthonormal(directions(3))
     np.testing.assert_allclose(as_rows(orthonormal(once)), as_rows(once), atol=1e-6)
