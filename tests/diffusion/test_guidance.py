@@ -382,7 +382,8 @@ def test_terms_stay_finite_and_do_not_act_where_no_signal_is_left(kind: str) -> 
     slope, after, x_0 = everything(x)
     before = jax.jit(net(0))(x, t)
     assert bool(jnp.isfinite(slope).all() and jnp.isfinite(after).all() and jnp.isfinite(x_0).all())
-    assert np.asarray(before[0]).tobytes() == np.asarray(after[0]).tobytes()
+    # Two programs: they round differently on some processors.
+    np.testing.assert_allclose(after[0], before[0], rtol=1e-5, atol=1e-6)
     assert np.abs(before[1] - after[1]).min() > 1e-3
 
 
