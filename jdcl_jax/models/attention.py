@@ -21,21 +21,25 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, *, form: str |
       value: [B, K, heads, d].
       form: "plain" writes down the formula; "chunked" computes it for a few examples' heads at a
         time, whose scores stay in the cache, and computes the scores again for the gradients
-        instead of keeping them. `None` takes "chunked" on CPU and "plain" elsewhere, decided when
-        the caller is traced. The chunked form has no forward-mode derivative (`jax.jvp`).
+        instead of keeping them; "fused" is cuDNN's kernel, for NVIDIA GPUs, bfloat16 and float16
+        (not measured yet: `benchmarks/attention.py` does). `None` takes "chunked" on CPU and
+        "plain" elsewhere, decided when the caller is traced. Neither the chunked nor the fused form
+        has a forward-mode derivative (`jax.jvp`).
 
     Returns:
       [B, Q, heads, d], of the dtype of `value`.
 
     Raises:
-      ValueError: unknown form.
+      ValueError: unknown form; the fused one for another dtype.
     """
     if form is None:
         form = "chunked" if jax.default_backend() == "cpu" else "plain"
     if form == "plain":
         return _plain(query, key, value)
+    if form == "fused":
+        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
     if form != "chunked":
-        raise ValueError(f"attention has the forms 'plain' and 'chunked', not {form!r}")
+        raise ValueError(f"attention has the forms 'plain', 'chunked' and 'fused', not {form!r}")
     batch, _, heads, width = query.shape
 
     def rows(x: jax.Array) -> jax.Array:

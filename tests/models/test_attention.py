@@ -64,6 +64,20 @@ def test_gradients_agree(chunk, keys):
         np.testing.assert_allclose(actual, expected, atol=2e-6)
 
 
+def test_fused_attention_is_its_definition_and_asks_for_the_kernel(monkeypatch):
+    """The kernel itself needs a GPU; the layout and the scale that it is asked for do not."""
+    original, asked = jax.nn.dot_product_attention, []
+
+    def without_gpu(*arrays, implementation):
+        asked.append(implementation)
+        return original(*arrays, implementation="xla")
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", without_gpu)
+    arrays = inputs(keys=7)
+    np.testing.assert_allclose(attention(*arrays, form="fused"), definition(*arrays), atol=1e-6)
+    assert asked == ["cudnn"]
+
+
 def test_large_scores_stay_finite():
     arrays = inputs(scale=100.0)
     actual = attention(*arrays, form="chunked")
@@ -96,5 +110,5 @@ def test_no_array_of_all_scores_is_kept_for_the_gradients(monkeypatch):
 
 
 def test_unknown_form_is_refused():
-    with pytest.raises(ValueError, match="'plain' and 'chunked', not 'flash'"):
+    with pytest.raises(ValueError, match="'plain', 'chunked' and 'fused', not 'flash'"):
         attention(*inputs(), form="flash")
