@@ -82,7 +82,7 @@ def provenance() -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "device": f"{devices[0].device_kind} x{len(devices)}",
-        "hardware": {"processor": _processor(), "cpu_count": os.cpu_count()},
+        "hardware": {"processor": processor(), "cpu_count": os.cpu_count()},
         "compiler_options": compiler_options(),
         "glibc": os.environ.get("GLIBC_TUNABLES", ""),
         "restarted": RESTARTED in os.environ,
@@ -94,7 +94,8 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
     write_bytes(path, f"{json.dumps(result, indent=1)}\n".encode())
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -2,11 +2,12 @@
 
     python benchmarks/evaluation.py --out=results/evaluation.json
 
-A paper's run takes days on an accelerator, so its parts are timed on random pixels: a train step and a batch of the
-sampler with the config's own network; the scores of 10,000 images by features of the classifier, as a run takes them;
-and what Inception adds, which has weights of its own to be named: features and two Frechet distances. The config says
-how many of each there are; the share is computed from these, for the first task, whose training is the cheapest. Left
-out: accuracies and errors on test images, at most some forward passes of each, pictures and files.
+A paper's run takes days on an accelerator, so its parts are timed on random pixels: train steps of two sizes, by which
+one of the config's batch is reckoned, and a batch of the sampler, with the config's own network; the scores of 10,000
+images by features of the classifier, as a run takes them; and what Inception adds, which has weights of its own to be
+named: features and two Frechet distances. The config says how many of each there are; the share is computed from these,
+for the first task, whose training is the cheapest. Left out: accuracies and errors on test images, at most some forward
+passes of each, pictures and files.
 """
 
 from jdcl_jax.training.backend import reexec_with_hugepages
@@ -103,20 +104,27 @@ def _distance_row(options: argparse.Namespace, count: int) -> _rows.Row:
 
 
 def _share_rows(options: argparse.Namespace, name: str, config: str, scoring: float) -> list[_rows.Row]:
-    """A batch of training and of sampling by the config's network, and the share that the scores take."""
+    """Training by the config's network in batches of two sizes, sampling, and the share that the scores take."""
     on_cpu = jax.default_backend() == "cpu"
-    batch, steps = (8 if on_cpu else 256), 4
-    words = [f"train.batch_size={batch}", f"sampler.steps={steps}", f"model.dtype={_ours.compute_dtype()}"]
-    small = _configs.parts_of(f"{config},{','.join([*words, *([TINY] if options.tiny else [])])}")
-    train, _ = _ours.train_job(small, Parallel(), 1, _denoiser_phase(small))
-    sample = _ours.sampling_job(small, Parallel(), batch)
-    sides = {"train step": _compare.timed(train, small.setup.batch_size), "sampler": _compare.timed(sample, batch)}
+    few, many = (2, 4) if options.tiny else (8, 32) if on_cpu else (64, 256)
+    words = ["sampler.steps=4", f"model.dtype={_ours.compute_dtype()}", *([TINY] if options.tiny else [])]
+
+    def small(batch: int) -> Parts:
+        return _configs.parts_of(f"{config},{','.join([*words, f'train.batch_size={batch}'])}")
+
+    def training_of(batch: int) -> _compare.Side:
+        parts = small(batch)
+        return _compare.timed(_ours.train_job(parts, Parallel(), 1, _denoiser_phase(parts))[0], batch)
+
+    sampler = _compare.timed(_ours.sampling_job(small(many), Parallel(), many), many)
+    sides = {f"train step of {many}": training_of(many), f"train step of {few}": training_of(few), "sampler": sampler}
     timings = _compare.alternate(sides, options.repeats)
-    row = _rows.timed_row(f"{name}: an image in a train step / drawn in {steps} steps", "image", timings)
+    row = _rows.timed_row(f"{name}: an image in a train step of {many} / of {few} / drawn in 4 steps", "image", timings)
+    of_many, of_few, drawn = row["median"].values()
     parts = _configs.parts_of(config)
-    first, number = _denoiser_phase(parts), parts.config.evaluation.num_samples
-    training = row["median"]["train step"] * parts.setup.batch_size * first.steps
-    drawing = row["median"]["sampler"] / steps * parts.setup.sampler.steps * number
+    first, number, batch = _denoiser_phase(parts), parts.config.evaluation.num_samples, parts.setup.batch_size
+    training = first.steps * step_seconds(batch, {few: few * of_few, many: many * of_many})
+    drawing = drawn / 4 * parts.setup.sampler.steps * number
     share = _rows.figure_row(
         f"{name}: scores after the first task, {number:,} images in {parts.setup.sampler.steps} steps",
         (drawing + scoring) / training,
@@ -126,6 +134,16 @@ def _share_rows(options: argparse.Namespace, name: str, config: str, scoring: fl
         scoring_seconds=scoring,
     )
     return [row, _rows.with_goal(share, share["value"], most=GOAL)]
+
+
+def step_seconds(batch: int, measured: dict[int, float]) -> float:
+    """Of a train step of so many images, by the line through two measured ones.
+
+    What a step costs whatever its batch, such as the optimizer's pass over the parameters, is a large part of a step of
+    few images: no multiple of a small step is a large one.
+    """
+    (few, short), (many, long) = sorted(measured.items())
+    return short + (batch - few) * (long - short) / (many - few)
 
 
 def _denoiser_phase(parts: Parts) -> Phase:

@@ -22,7 +22,7 @@ import _part
 from _rows import Row, limit_text, verdict, with_goal
 
 PARTS = (
-    "ceilings", "train_step", "step_profile", "sampling", "replay_cost",
+    "ceilings", "train_step", "step_profile", "attention", "sampling", "replay_cost",
     "growth", "evaluation", "checkpoint", "cold_start", "demo",
 )  # fmt: skip
 WITH_PEERS, WITHOUT_ROUNDS = ("train_step", "sampling"), ("step_profile", "growth", "demo")
@@ -64,9 +64,15 @@ def _options() -> argparse.Namespace:
         made.error("write --out=results/bench-DEVICE.json")
     if options.show and not options.show.is_file():
         made.error(f"there is no file {options.show}; measure with --out={options.show} first")
-    sizes = [] if options.show else [part.get("tiny", False) for part in _known(options.out)["parts"].values()]
-    if sizes and options.tiny not in sizes:
-        made.error(f"{options.out} was measured {'without' if options.tiny else 'with'} --tiny; name another file")
+    file = options.show or options.out
+    known = _known(file).get("parts")
+    if known is None:
+        made.error(f"{file} is of one part alone, not of the suite; name another file")
+    for part in () if options.show else known.values():
+        if options.tiny != part.get("tiny", False):
+            made.error(f"{file} was measured {'without' if options.tiny else 'with'} --tiny; name another file")
+        if (processor := part["hardware"]["processor"]) != _part.processor():
+            made.error(f"{file} was measured on another processor, {processor}; name another file")
     return options
 
 

@@ -93,7 +93,9 @@ def parameters(parts) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(init_params(parts)))
 
 
-@pytest.mark.parametrize(("part", "rows"), [("ceilings", 2), ("train_step", 2), ("sampling", 3), ("checkpoint", 2)])
+@pytest.mark.parametrize(
+    ("part", "rows"), [("ceilings", 2), ("train_step", 2), ("attention", 1), ("sampling", 3), ("checkpoint", 2)]
+)
 def test_a_part_runs_and_leaves_its_numbers(part, rows, tmp_path) -> None:
     out = tmp_path / "out.json"
     done = run(f"{part}.py", "--tiny", "--repeats=2", f"--out={out}")
@@ -199,28 +201,43 @@ def test_every_method_whose_growth_is_measured_can_run(benchmarks, tmp_path) -> 
         assert len(parts.sequence.groups) == 20, method
 
 
-def test_a_task_is_timed_after_few_others_and_after_many(benchmarks, monkeypatch) -> None:
+@pytest.mark.parametrize(("method", "apart"), [("jdcl", True), ("gpm", False)])
+def test_a_task_is_timed_after_few_others_and_after_many(benchmarks, monkeypatch, method, apart) -> None:
     import growth
 
     def entry(task: int, phase: str, seconds: float, steps: int) -> dict:
         return {"task": task, "phase": phase, "seconds": seconds + 5, "compile_seconds": 5, "steps": steps}
 
     tasks = range(1, 9)
-    cost = [entry(task, "local", 2.0 + (task > 6), 10) for task in tasks]
-    cost += [entry(task, "draw", task, 1) for task in tasks] + [entry(task, "evaluate", 9.0, 0) for task in tasks]
+    cost = [entry(task, "local", 2.0 + (task > 5) + 50 * (task == 8), 10) for task in tasks]
+    cost += [entry(task, "keep", task, 0) for task in tasks] + [entry(task, "evaluate", 9.0, 0) for task in tasks]
+    cost += [entry(task, "draw", task, 1) for task in tasks] if apart else []
     monkeypatch.setattr(growth, "_cost", lambda method, tasks: cost)
-    row = growth._row("jdcl", 8)
-    assert row["seconds"] == {"late": [3.0, 3.0], "early": [2.0, 2.0]}
-    assert row["goal"] == {"figure": 1.5, "most": 1.1, "met": False}
-    assert row["drawing"] == list(tasks)
+    row = growth._row(method, 8)
+    late, early = ([3.0, 3.0], [2.0, 2.0]) if apart else ([9.0, 10.0], [5.0, 6.0])
+    assert row["seconds"] == {"late": late, "early": early}
+    assert row["what"] == f"a task of {method} after 5 others / after 2"
+    assert row["goal"] == {"figure": pytest.approx(sum(late) / sum(early)), "most": 1.1, "met": False}
+    assert row["drawing_and_keeping"] == ([2 * task for task in tasks] if apart else [0] * 8)
     assert row["seconds_a_step"] == {"local": pytest.approx(0.2)}
+
+
+def test_what_a_method_keeps_for_later_tasks_is_timed_too(benchmarks, monkeypatch) -> None:
+    import growth
+
+    clock = iter(range(0, 100, 3))
+    monkeypatch.setattr(growth.time, "perf_counter", lambda: next(clock))
+    entries: list[dict] = []
+    end = growth.timed_keeping(lambda memory, learned, task: {**memory, "kept": learned}, entries)
+    assert end({"old": 1}, 2, 6) == {"old": 1, "kept": 2}
+    assert entries == [{"task": 7, "phase": "keep", "seconds": 3, "compile_seconds": 0.0, "steps": 0}]
 
 
 def test_whole_runs_are_timed_for_it(tmp_path) -> None:
     out = tmp_path / "out.json"
     run("growth.py", "--tiny", f"--out={out}")
     (row,) = json.loads(out.read_text())["rows"]
-    assert row["drawing"] == [0, 0, 0, 0]
+    assert row["drawing_and_keeping"] == [0, 0, 0, 0]
     assert 0 < next(iter(row["seconds_a_step"].values())) < row["median"]["late"]
 
 
@@ -228,15 +245,17 @@ def test_whole_runs_are_timed_for_it(tmp_path) -> None:
 
 
 def test_the_suite_keeps_what_it_has_and_names_what_failed(tmp_path, benchmarks, monkeypatch, capsys) -> None:
+    import _part
     import run as suite
 
     out = tmp_path / "bench.json"
     product = {"what": "matrix product, float32, 8 x 8", "unit": "product", "flops_per_second": 1e9, "devices": 2}
     step = {"what": "train step", "unit": "step", "flops": 1e9, "median": {"jdcl_jax": 4.0, "torch eager": 5.0}}
     step |= {"ratios": {"torch eager": [0.8, 0.7, 0.9]}, "goal": {"figure": 0.8, "most": 1.0, "met": True}}
+    here = {"hardware": {"processor": _part.processor()}}
     of_part = {
-        "ceilings": {"rows": [{**product, "median": {"jdcl_jax": 1.0}, "ratios": {}}]},
-        "train_step": {"rows": [step]},
+        "ceilings": {**here, "rows": [{**product, "median": {"jdcl_jax": 1.0}, "ratios": {}}]},
+        "train_step": {**here, "rows": [step]},
     }
     monkeypatch.setattr(suite, "_run", lambda part, options: of_part.get(part))
     monkeypatch.setattr(sys, "argv", ["run.py", "--parts", "ceilings", "train_step", f"--out={out}"])
@@ -250,14 +269,29 @@ def test_the_suite_keeps_what_it_has_and_names_what_failed(tmp_path, benchmarks,
     table = capsys.readouterr().out
     assert "| 0.25 <!-- from:" in table
     assert "at most 1: 0.800 <!-- from:" in table
-    monkeypatch.setattr(sys, "argv", ["run.py", "--tiny", f"--out={out}"])
-    with pytest.raises(SystemExit, match="2"):
-        suite.main()
-    assert "bench.json was measured without --tiny; name another file" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["run.py", f"--show={tmp_path / 'none.json'}"])
-    with pytest.raises(SystemExit, match="2"):
-        suite.main()
+    alone = tmp_path / "alone.json"
+    alone.write_text(json.dumps(of_part["train_step"]))
+
+    def refused(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["run.py", *words])
+        with pytest.raises(SystemExit, match="2"):
+            suite.main()
+        return capsys.readouterr().err
+
+    assert "bench.json was measured without --tiny; name another file" in refused("--tiny", f"--out={out}")
+    assert "there is no file" in refused(f"--show={tmp_path / 'none.json'}")
+    assert "is of one part alone, not of the suite" in refused(f"--show={alone}")
+    assert "is of one part alone, not of the suite" in refused(f"--out={alone}")
+    monkeypatch.setattr(_part, "processor", lambda: "another")
+    assert "bench.json was measured on another processor" in refused(f"--out={out}")
     assert json.loads(out.read_text())["parts"] == kept
+
+
+def test_the_table_in_the_docs_is_that_of_the_file(benchmarks) -> None:
+    import run as suite
+
+    file = "results/bench-cpu.json"
+    assert suite.markdown(json.loads((ROOT / file).read_text()), file) in (ROOT / "docs" / "speed.md").read_text()
 
 
 def test_a_share_of_the_peak_is_of_the_devices_that_computed(benchmarks) -> None:
@@ -314,16 +348,19 @@ def test_a_goal_against_a_peer_is_against_the_one_that_users_of_that_device_woul
 def test_the_share_of_scores_is_their_time_over_that_of_training(benchmarks, monkeypatch) -> None:
     import evaluation
 
-    seconds = {None: 0.5, "sampler": 0.25}  # of an image: in a train step, drawn in 4 steps
-    monkeypatch.setattr(evaluation._compare, "timed", lambda run, units: lambda: seconds[run])
-    monkeypatch.setattr(evaluation._ours, "train_job", lambda *args: (None, None))
+    def taken(job, units: int):  # of an image: a step of B images takes 2 + B / 2, four steps of the sampler 1 / 4
+        return lambda: 0.25 if job == "sampler" else (2 + units / 2) / units
+
+    monkeypatch.setattr(evaluation._compare, "timed", taken)
+    monkeypatch.setattr(evaluation._ours, "train_job", lambda *args: ("step", None))
     monkeypatch.setattr(evaluation._ours, "sampling_job", lambda *args: "sampler")
     config = "configs/cifar10.py:gd,generation,train.epochs=0,train.steps=300,train.batch_size=100"
     options = SimpleNamespace(tiny=True, repeats=1)
     row, share = evaluation._share_rows(options, "GD", f"{config},evaluation.num_samples=800,sampler.steps=20", 500.0)
-    assert row["ratios"]["sampler"][0] == 2
-    assert share["value"] == pytest.approx((800 * 20 * 0.25 / 4 + 500) / (300 * 100 * 0.5))
-    assert share["goal"]["met"] == (share["value"] <= 0.1)
+    assert row["median"] == {"train step of 4": 1.0, "train step of 2": 1.5, "sampler": 0.25}
+    assert share["training_seconds"] == pytest.approx(300 * (2 + 100 / 2))
+    assert share["value"] == pytest.approx((800 * 20 * 0.25 / 4 + 500) / share["training_seconds"])
+    assert share["goal"] == {"figure": share["value"], "most": 0.1, "met": True}
 
 
 def test_products_are_counted_as_written_down_whatever_runs(benchmarks) -> None:
