@@ -5,9 +5,9 @@
 A paper's run takes days on an accelerator, so its parts are timed on random pixels: train steps of two sizes, by which
 one of the config's batch is reckoned, and a batch of the sampler, with the config's own network; the scores of 10,000
 images by features of the classifier, as a run takes them; and what Inception adds, which has weights of its own to be
-named: features and two Frechet distances. The config says how many of each there are; the share is computed from these,
-for the first task, whose training is the cheapest. Left out: accuracies and errors on test images, at most some forward
-passes of each, pictures and files.
+named: features, of the test images too, and two Frechet distances. The config says how many of each there are; the
+share is computed from these, for the first task, whose training is the cheapest. Left out: accuracies and errors on
+test images, at most some forward passes of each, pictures and files.
 """
 
 from jdcl_jax.training.backend import reexec_with_hugepages
@@ -37,6 +37,7 @@ from jdcl_jax.models.inception import NUM_FEATURES, InceptionV3, inception_input
 from jdcl_jax.training.parallel import Parallel
 
 GOAL = 0.10
+TEST_IMAGES = 10_000
 SHARE = "configs/cifar10.py:gd,generation"
 TINY = "model.channels=(8,16,16),model.groups=4,model.layers_per_block=1,classifier.hidden=8,context.resolutions=(16,)"
 CONFIGS = {
@@ -54,8 +55,8 @@ def measure(options: argparse.Namespace) -> list[_rows.Row]:
     count = 500 if options.tiny else 10_000
     rows = [_scores_row(options, count), _features_row(options), _distance_row(options, count)]
     of_scores, of_image, of_distance = (row["median"]["jdcl_jax"] for row in rows)
-    # A distance of the first task and one of all tasks seen.
-    seconds = of_scores + count * of_image + 2 * of_distance
+    # Features of the drawn images and, once a run, of the test images; a distance of the first task and of all seen.
+    seconds = of_scores + (count + TEST_IMAGES) * of_image + 2 * of_distance
     for name, config in CONFIGS.items():
         rows += _share_rows(options, name, config, seconds)
     return rows

@@ -18,7 +18,7 @@ def _multiply(a: jax.Array, b: jax.Array) -> jax.Array:
 def products(a: PyTree, b: PyTree) -> jax.Array:
     """All inner products of trees [m, ...] and [n, ...], float32 [m, n]."""
     parts = jax.tree.map(lambda x, y: _multiply(_rows(x), _rows(y).T), a, b)
-    return sum(jax.tree.leaves(parts), start=jnp.zeros(()))
+    return sum(jax.tree.leaves(parts), start=jnp.zeros((), jnp.float32))
 
 
 def combine(weights: jax.Array, directions: PyTree) -> PyTree:
@@ -29,7 +29,7 @@ def combine(weights: jax.Array, directions: PyTree) -> PyTree:
 def orthonormal(directions: PyTree) -> PyTree:
     """Orthonormal directions with the same span, by Gram and Schmidt.
 
-    One that all but depends on those before it becomes an arbitrary one beside them, and one of zeros stays so.
+    One that all but depends on those before it becomes an arbitrary one beside them, or zeros; zeros stay zeros.
     """
     count = len(jax.tree.leaves(directions)[0])
 
@@ -40,14 +40,22 @@ def orthonormal(directions: PyTree) -> PyTree:
             row = _unit(row)
             along = jnp.where(jnp.arange(count) < index, products(row, kept), 0.0)
             row = jax.tree.map(jnp.subtract, row, combine(along, kept))
-        return jax.tree.map(lambda x, r: jax.lax.dynamic_update_slice_in_dim(x, r, index, 0), kept, _unit(row))
+        # Rounding that lies in the span of those before it shrinks every time: there is nothing beside them.
+        nothing = products(row, row)[0, 0] < 0.25
+        row = jax.tree.map(lambda r: jnp.where(nothing, 0.0, r), _unit(row))
+        return jax.tree.map(lambda x, r: jax.lax.dynamic_update_slice_in_dim(x, r, index, 0), kept, row)
 
     return jax.lax.fori_loop(0, count, place, directions)
 
 
 def _unit(row: PyTree) -> PyTree:
-    norm = jnp.sqrt(jnp.maximum(products(row, row), jnp.finfo(jnp.float32).tiny))
-    return jax.tree.map(lambda x: x / norm.reshape((1,) * x.ndim), row)
+    """Of length 1; zeros stay zeros."""
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in jax.tree.leaves(row)]))
+    row = jax.tree.map(
+        lambda x: x / jnp.where(largest == 0.0, 1.0, largest), row
+    )  # its square stays in float32's range
+    norm = jnp.sqrt(products(row, row))
+    return jax.tree.map(lambda x: x / jnp.where(norm == 0.0, 1.0, norm).reshape((1,) * x.ndim), row)
 
 
 def random_directions(key: jax.Array, params: PyTree, count: int) -> PyTree:

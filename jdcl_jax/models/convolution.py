@@ -37,7 +37,7 @@ def conv2d(
         are written as ordinary NHWC/HWIO convolutions; "columns" is one product of the windows, laid
         out side by side, and the kernel; "winograd" has fewer products, for 3x3 kernels, strides of 1,
         one zero on every side and even H and W. On CPU `None` takes "winograd" where that pays,
-        "columns" where a map is smaller than the kernel and else "canonical"; elsewhere it takes
+        "columns" where a map of float32 is smaller than the kernel and else "canonical"; elsewhere it takes
         "plain", decided when the caller is traced. The plain form and columns have a forward-mode
         derivative (`jax.jvp`); the others don't, because `jax.custom_vjp` has none.
 
@@ -53,7 +53,9 @@ def conv2d(
         raise ValueError(f"conv2d: padding {pads} must be smaller than the kernel, {kernel.shape[:2]}")
     fits = winograd.fits(x, kernel, strides, pads)
     if form is None and jax.default_backend() == "cpu":
-        other = "columns" if _has_small_maps(x, kernel, strides, pads) else "canonical"
+        # Gradients of columns are added up in the type of x, which needs all of float32's digits.
+        small = x.dtype.itemsize >= 4 and _has_small_maps(x, kernel, strides, pads)
+        other = "columns" if small else "canonical"
         form = "winograd" if fits and winograd.pays(x, kernel) else other
     if form == "winograd":
         if not fits:
@@ -201,7 +203,8 @@ def _input_gradient(
 def _input_gradient_by_taps(x_shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, padding: Pads) -> jax.Array:
     """What each of the kernel's weights gives back, moved to the pixel that it saw, and added up; for strides 1."""
     height, width, inputs, outputs = kernel.shape
-    given = _rows(dy) @ jnp.transpose(jnp.reshape(kernel, (-1, outputs)))
+    turned = jnp.transpose(jnp.reshape(kernel, (-1, outputs)))
+    given = jnp.matmul(_rows(dy), turned, preferred_element_type=jnp.promote_types(dy.dtype, jnp.float32))
     given = jnp.reshape(given, (*dy.shape[:3], height, width, inputs))
 
     def moved(row: int, column: int) -> jax.Array:
@@ -210,7 +213,8 @@ def _input_gradient_by_taps(x_shape: tuple[int, ...], kernel: jax.Array, dy: jax
         pads = [(0, 0, 0), *((before, after, 0) for before, after in zip(first, spare, strict=True)), (0, 0, 0)]
         return lax.pad(given[:, :, :, row, column], jnp.zeros((), given.dtype), pads)
 
-    return sum((moved(i, j) for i in range(height) for j in range(width)), start=jnp.zeros(x_shape, given.dtype))
+    taps = (moved(i, j) for i in range(height) for j in range(width))
+    return sum(taps, start=jnp.zeros(x_shape, given.dtype)).astype(dy.dtype)
 
 
 def _kernel_gradient(

@@ -41,12 +41,23 @@ def compiler_options() -> dict[str, str]:
     known = jaxlib.__version__.split(".")[:2] == ["0", "10"]
     if jax.default_backend() != "cpu" or not known:
         return {}
-    flags = os.environ.get("XLA_FLAGS", "")
+    flags = _flags_of_the_user()
     options = {**CPU_OPTIONS, **(AVX512_OPTIONS if _has_avx512() else {})}
     chosen = {name: value for name, value in options.items() if name not in flags}
     if chosen:
         logger.info("XLA:CPU: compiling with %s", " ".join(f"{name}={value}" for name, value in chosen.items()))
     return chosen
+
+
+def _flags_of_the_user() -> str:
+    """XLA_FLAGS, or what stands in the file that it names: XLA takes whatever begins with no dash for one."""
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    if not flags or flags.startswith("-"):
+        return flags
+    try:
+        return Path(flags).read_text()
+    except (OSError, ValueError):
+        return flags
 
 
 def _has_avx512() -> bool:
@@ -64,7 +75,7 @@ def share_cpu(batch_size: int = 2) -> None:
     for a device. It does nothing where an accelerator may be used, on a single core, for an odd `batch_size`, and
     where the user says how many devices there are (JAX_NUM_CPU_DEVICES, or the option in XLA_FLAGS).
     """
-    asked_otherwise = DEVICES_VARIABLE in os.environ or DEVICES_FLAG in os.environ.get("XLA_FLAGS", "")
+    asked_otherwise = DEVICES_VARIABLE in os.environ or DEVICES_FLAG in _flags_of_the_user()
     if asked_otherwise or accelerator_expected() or usable_cores() < 2 or batch_size % 2:
         return
     import jax
@@ -100,7 +111,10 @@ def reexec_with_hugepages() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     environment = {**os.environ, "GLIBC_TUNABLES": TUNABLE, RESTARTED: "1"}
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+    try:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+    except OSError as error:  # some containers forbid it
+        print(f"no restart, going on as it is: {error}", file=sys.stderr)
 
 
 def _restart_helps() -> bool:

@@ -53,7 +53,7 @@ def clip_by_norm(most: float) -> optax.GradientTransformation:
     ) -> tuple[optax.Updates, optax.OptState]:
         del params
         factor = jnp.minimum(1.0, most / optax.tree.norm(updates))
-        return jax.tree.map(lambda g: g * factor, updates), state
+        return jax.tree.map(lambda g: (g * factor).astype(g.dtype), updates), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
 

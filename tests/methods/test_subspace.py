@@ -40,18 +40,46 @@ def test_orthonormal_directions_have_the_same_span(scale) -> None:
     np.testing.assert_allclose(after.T @ (after @ largest), largest, atol=1e-4 * np.linalg.norm(largest))
 
 
+as_one_program = jax.jit(orthonormal)
+MULTIPLES = [0.3, -1.0, 2.0, 0.5]
+
+
+def check_span(rows: np.ndarray) -> np.ndarray:
+    """Orthonormal rows or zeros [n, 17], in whose span all of these are."""
+    rows = rows.astype(np.float32)
+    after = as_rows(as_one_program({"a": rows[:, :12].reshape(-1, 3, 4), "b": {"c": rows[:, 12:]}}))
+    gram, rows = after @ after.T, rows.astype(np.float64)
+    np.testing.assert_allclose(gram, np.diag(np.round(np.diag(gram))), atol=1e-5)
+    lost = rows - (rows @ after.T) @ after
+    assert np.max(np.linalg.norm(lost, axis=1) / np.linalg.norm(rows, axis=1)) < 2e-6
+    return np.diag(gram)
+
+
 @pytest.mark.parametrize("noise", [0.0, 1e-9, 1e-7, 1e-5, 1e-3])
 def test_the_common_direction_of_nearly_equal_ones_stays_in_the_span(noise: float) -> None:
     """Gradients of diffusion models nearly share one direction: what is beside it must not push it out."""
-    for seed in range(20):
-        common, beside = as_rows(directions(1, seed))[0], as_rows(directions(4, 100 + seed))
-        rows = np.outer([0.3, -1.0, 2.0, 0.5], common / np.linalg.norm(common)) + noise * beside
-        tree = {"a": jnp.asarray(rows[:, :12].reshape(-1, 3, 4), jnp.float32), "b": {"c": jnp.float32(rows[:, 12:])}}
-        after = as_rows(orthonormal(tree))
-        lost = rows - (rows @ after.T) @ after
-        assert np.max(np.linalg.norm(lost, axis=1) / np.linalg.norm(rows, axis=1)) < 1e-6
-        if noise >= 1e-7:
-            np.testing.assert_allclose(after @ after.T, np.eye(4), atol=1e-5)
+    for seed in range(200):
+        common, beside = as_rows(directions(1, seed))[0], as_rows(directions(4, 1000 + seed))
+        lengths = check_span(np.outer(MULTIPLES, common / np.linalg.norm(common)) + noise * beside)
+        if noise >= 1e-5:
+            np.testing.assert_allclose(lengths, 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e25])
+def test_no_direction_comes_twice_where_rounding_leaves_nothing_beside_it(scale: float) -> None:
+    """Of multiples of ones and minus ones rounding leaves a multiple again, which is no direction of its own."""
+    for seed in range(50):
+        signs = np.random.default_rng(seed).choice([-1.0, 1.0], 17)
+        check_span(scale * np.outer(MULTIPLES, signs))
+        check_span(scale * np.outer(MULTIPLES, np.ones(17)))
+    more_than_there_is_room_for = np.zeros((6, 17))
+    more_than_there_is_room_for[:, 3:7] = scale * np.random.default_rng(0).normal(size=(6, 4))
+    assert np.sum(check_span(more_than_there_is_room_for)) == pytest.approx(4)
+
+
+def test_directions_that_are_no_numbers_stay_none() -> None:
+    broken = jax.tree.map(lambda x: x.at[1].set(jnp.inf), directions(3))
+    assert np.isnan(as_rows(orthonormal(broken))).any()
 
 
 def test_orthonormal_directions_stay_what_they_are() -> None:

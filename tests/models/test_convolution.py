@@ -127,6 +127,23 @@ def test_bfloat16_gradients_keep_the_dtype_and_agree(strides):
         assert np.abs(difference).max() <= 2**-7 * scale
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("size", [(4, 4), (2, 2)], ids=["fewer pixels than channels", "maps smaller than the kernel"])
+def test_gradients_in_sixteen_bits_are_as_exact_as_the_plain_ones(dtype, size):
+    """Nine parts of a gradient that are rounded before they are added up would make it half as exact."""
+    x, dy = normal(0, (1, *size, 64)), normal(1, (1, *size, 64))
+    kernel = normal(2, (3, 3, 64, 64))
+    x, dy, kernel = (jnp.asarray(a, dtype) for a in (x, dy, kernel))
+    exact = loop_convolution(dy, np.flip(np.asarray(kernel, np.float64), (0, 1)).swapaxes(2, 3), 1, 1)
+
+    def error(form):
+        dx, _ = gradients(form, x, kernel, 1, 1, dy)
+        return np.sqrt(np.mean((np.asarray(dx, np.float64) - exact) ** 2))
+
+    assert error(None) < 1.3 * error("plain")
+    assert error("canonical") < 1.3 * error("plain")
+
+
 def test_canonical_gradients_of_one_example_at_a_time_agree():
     """Importance estimates take `vmap(grad)`: the custom rule must survive it."""
     x, kernel = normal(0, (4, 6, 6, 3)), normal(1, (3, 3, 3, 5))

@@ -74,6 +74,18 @@ def test_the_user_s_own_flag_wins(monkeypatch, flag, left):
     assert list(backend.compiler_options()) == left
 
 
+def test_flags_in_a_file_win_too(monkeypatch, tmp_path):
+    """XLA reads XLA_FLAGS as a file's name where it does not begin with a dash."""
+    pretend(monkeypatch, platform="cpu", version="0.10.2")
+    file = tmp_path / "flags.txt"
+    file.write_text("--xla_cpu_prefer_vector_width=256\n")
+    monkeypatch.setenv("XLA_FLAGS", str(file))
+    assert list(backend.compiler_options()) == ["xla_cpu_experimental_ynn_fusion_type"]
+    backend.compiler_options.cache_clear()
+    monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "none.txt"))
+    assert len(backend.compiler_options()) == 2
+
+
 def test_nothing_is_said_where_the_user_chose_all(monkeypatch, caplog):
     pretend(monkeypatch, platform="cpu", version="0.10.2")
     flags = ("--xla_cpu_prefer_vector_width=256", "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT")
@@ -98,6 +110,10 @@ backend.TRANSPARENT_HUGEPAGES = Path(os.environ["HUGEPAGES"])
 backend._glibc_version = lambda: tuple(map(int, os.environ["GLIBC"].split(".")))
 backend.importlib.metadata.entry_points = lambda group: ()
 backend.importlib.util.find_spec = lambda name: None
+if "FORBIDDEN" in os.environ:
+    def forbidden(*arguments):
+        raise PermissionError(1, "Operation not permitted")
+    os.execve = forbidden
 backend.reexec_with_hugepages()
 assert "jax" not in sys.modules
 print(os.environ.get("GLIBC_TUNABLES"), sys.argv[1:], __name__, os.getpid())
@@ -173,6 +189,12 @@ def test_no_restart_of_a_program_that_cannot_be_read_again(run):
     assert run("-c", PROGRAM)[0].startswith("None")
     assert run("-", code=textwrap.dedent(PROGRAM))[0].startswith("None")
     assert run(code=PROGRAM)[0].startswith("None")
+
+
+def test_a_program_that_may_not_be_restarted_goes_on(run):
+    out, err, pid = run("-m", "demo.program", "one", FORBIDDEN="1")
+    assert out == f"None ['one'] __main__ {pid}"
+    assert err.splitlines()[1:] == ["no restart, going on as it is: [Errno 1] Operation not permitted"]
 
 
 def test_restart_with_jax_platforms_cpu(run):

@@ -173,7 +173,20 @@ def test_the_same_holds_on_eight_devices() -> None:
     environment = {**os.environ, "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8", "NPROC": "16"}
     code = "import jax, pytest, sys; assert jax.device_count() == 8; sys.exit(pytest.main(sys.argv[1:]))"
     chosen = "sends_its_gradients or the_unet or a_sampler"
-    command = [sys.executable, "-c", code, "-q", "-p", "no:xdist", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "-q",
+        "--color=no",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        chosen,
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"\n{len(STEPS) + 3} passed" in done.stdout  # every step; gd's with the UNet; two samplers
