@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 import argparse
 import inspect
+import sys
 import tempfile
 
 import _compare
@@ -106,8 +107,7 @@ def _distance_row(options: argparse.Namespace, count: int) -> _rows.Row:
 
 def _share_rows(options: argparse.Namespace, name: str, config: str, scoring: float) -> list[_rows.Row]:
     """Training by the config's network in batches of two sizes, sampling, and the share that the scores take."""
-    on_cpu = jax.default_backend() == "cpu"
-    few, many = (2, 4) if options.tiny else (8, 32) if on_cpu else (64, 256)
+    few, many = (2, 4) if options.tiny else (8, 16) if jax.default_backend() == "cpu" else (64, 256)
     words = ["sampler.steps=4", f"model.dtype={_ours.compute_dtype()}", *([TINY] if options.tiny else [])]
 
     def small(batch: int) -> Parts:
@@ -117,9 +117,16 @@ def _share_rows(options: argparse.Namespace, name: str, config: str, scoring: fl
         parts = small(batch)
         return _compare.timed(_ours.train_job(parts, Parallel(), 1, _denoiser_phase(parts))[0], batch)
 
-    sampler = _compare.timed(_ours.sampling_job(small(many), Parallel(), many), many)
-    sides = {f"train step of {many}": training_of(many), f"train step of {few}": training_of(few), "sampler": sampler}
-    timings = _compare.alternate(sides, options.repeats)
+    sides = {
+        f"train step of {many}": lambda: training_of(many),
+        f"train step of {few}": lambda: training_of(few),
+        "sampler": lambda: _compare.timed(_ours.sampling_job(small(many), Parallel(), many), many),
+    }
+    timings: dict[str, list[float]] = {}
+    for side, made in sides.items():  # one after another: the states of two of these networks need a large memory
+        print(f"{name}: {side}", file=sys.stderr)
+        timings |= _compare.alternate({side: made()}, options.repeats)
+        _ours.forget_programs()
     row = _rows.timed_row(f"{name}: an image in a train step of {many} / of {few} / drawn in 4 steps", "image", timings)
     of_many, of_few, drawn = row["median"].values()
     parts = _configs.parts_of(config)
