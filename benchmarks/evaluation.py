@@ -145,13 +145,15 @@ def _share_rows(options: argparse.Namespace, name: str, config: str, scoring: fl
 
 
 def step_seconds(batch: int, measured: dict[int, float]) -> float:
-    """Of a train step of so many images, by the line through two measured ones.
+    """Of a train step of so many images, by the line through two measured ones, or less.
 
     What a step costs whatever its batch, such as the optimizer's pass over the parameters, is a large part of a step of
-    few images: no multiple of a small step is a large one.
+    few images: no multiple of a small step is a large one. Where the larger step took longer an image, as noise and
+    small caches make it, the smaller one's time an image counts: training is not to look dearer than it was seen.
     """
     (few, short), (many, long) = sorted(measured.items())
-    return short + (batch - few) * (long - short) / (many - few)
+    line = short + (batch - few) * (long - short) / (many - few)
+    return min(line, batch * short / few, batch * long / many)
 
 
 def _denoiser_phase(parts: Parts) -> Phase:

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import small_runs
 from jdcl_jax.assembly import assemble, forward_flops, init_params
+from jdcl_jax.methods.method import Learned
 from jdcl_jax.results import commit
 from jdcl_jax.training.parallel import Parallel
 
@@ -220,15 +222,20 @@ def test_a_task_is_timed_after_few_others_and_after_many(benchmarks, monkeypatch
     assert row["seconds_a_step"] == {"local": pytest.approx(0.2)}
 
 
-def test_what_a_method_keeps_for_later_tasks_is_timed_too(benchmarks, monkeypatch) -> None:
+@pytest.mark.usefixtures("two_layers")
+@pytest.mark.parametrize("name", ["er", "l2+gd"])
+def test_what_a_method_keeps_for_later_tasks_is_timed_too(benchmarks, tiny_config, monkeypatch, name) -> None:
     import growth
 
     clock = iter(range(0, 100, 3))
     monkeypatch.setattr(growth.time, "perf_counter", lambda: next(clock))
-    entries: list[dict] = []
-    end = growth.timed_keeping(lambda memory, learned, task: {**memory, "kept": learned}, entries)
-    assert end({"old": 1}, 2, 6) == {"old": 1, "kept": 2}
-    assert entries == [{"task": 7, "phase": "keep", "seconds": 3, "compile_seconds": 0.0, "steps": 0}]
+    parts, entries = assemble(tiny_config(name)), []
+    params = init_params(parts)
+    memory, learned = parts.method.init_memory(params), Learned(params, params, {})
+    plain = parts.method.end_task(memory, learned, 1)
+    growth.time_keeping(parts.method, entries)
+    jax.tree.map(np.testing.assert_array_equal, parts.method.end_task(memory, learned, 1), plain)
+    assert entries == [{"task": 2, "phase": "keep", "seconds": 3, "compile_seconds": 0.0, "steps": 0}]
 
 
 def test_whole_runs_are_timed_for_it(tmp_path) -> None:
@@ -359,6 +366,8 @@ def test_the_share_of_scores_is_their_time_over_that_of_training(benchmarks, mon
     assert share["training_seconds"] == pytest.approx(300 * (2 + 100 / 2))
     assert share["value"] == pytest.approx((800 * 20 * 0.25 / 4 + 500) / share["training_seconds"])
     assert share["goal"] == {"figure": share["value"], "most": 0.1, "met": True}
+    assert evaluation.step_seconds(100, {2: 2.0, 4: 5.0}) == 100  # no line beyond what an image was seen to take
+    assert evaluation.step_seconds(100, {2: 3.0, 4: 5.0}) == 101
 
 
 def test_products_are_counted_as_written_down_whatever_runs(benchmarks) -> None:
