@@ -292,10 +292,10 @@ def test_the_suite_keeps_what_it_has_and_names_what_failed(tmp_path, benchmarks,
     assert json.loads(out.read_text())["parts"] == kept
 
 
-def test_the_table_in_the_docs_is_that_of_the_file(benchmarks) -> None:
+@pytest.mark.parametrize("file", ["results/bench-cpu.json", "results/bench-cpu-avx2.json"])
+def test_the_table_in_the_docs_is_that_of_the_file(benchmarks, file) -> None:
     import run as suite
 
-    file = "results/bench-cpu.json"
     assert suite.markdown(json.loads((ROOT / file).read_text()), file) in (ROOT / "docs" / "speed.md").read_text()
 
 
