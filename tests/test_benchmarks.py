@@ -115,7 +115,9 @@ def test_a_step_is_divided_among_its_layers(tmp_path) -> None:
     run("step_profile.py", "--tiny", f"--out={out}")
     share = {row["what"].split(": ")[1]: row["value"] for row in json.loads(out.read_text())["rows"]}
     assert sum(share.values()) == pytest.approx(1)
-    assert min(share.values()) > 0
+    assert share["convolutions"] > 0.02
+    assert share["attention"] > 0.001  # on some processors 0.005, and other work moves it
+    assert share["data, noise, loss, clipping, optimiser, average"] > 0.02
 
 
 @pytest.mark.parametrize(

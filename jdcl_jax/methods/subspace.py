@@ -50,10 +50,9 @@ def orthonormal(directions: PyTree) -> PyTree:
 
 def _unit(row: PyTree) -> PyTree:
     """Of length 1; zeros stay zeros."""
+    # By its largest entry first, so that the square of its length stays in float32's range.
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in jax.tree.leaves(row)]))
-    row = jax.tree.map(
-        lambda x: x / jnp.where(largest == 0.0, 1.0, largest), row
-    )  # its square stays in float32's range
+    row = jax.tree.map(lambda x: x / jnp.where(largest == 0.0, 1.0, largest), row)
     norm = jnp.sqrt(products(row, row))
     return jax.tree.map(lambda x: x / jnp.where(norm == 0.0, 1.0, norm).reshape((1,) * x.ndim), row)
 
