@@ -362,6 +362,7 @@ def phase_step(parts: Parts, phase: Phase, steps: int) -> Step:
         ema=parts.config.train.ema,
         penalty=phase.penalty,
         track=phase.track,
+        skip=parts.config.train.skip_bad_steps > 0,
     )
 
 

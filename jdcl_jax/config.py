@@ -82,10 +82,14 @@ def default_config() -> ml_collections.ConfigDict:
         reset_optimizer=True,  # at each task
         steps_per_call=10,  # in one compiled call; must divide steps
         log_every=100,
+        skip_bad_steps=0,  # of a run: with a loss or gradient that is not finite, they change nothing; 0: the run ends
     )
     config.parallel = _section(mode="pmap")
     config.evaluation = _evaluation()
-    config.checkpoint = _section(every=1000)  # steps; each task's end is kept besides
+    config.checkpoint = _section(
+        every=1000,  # steps; each task's end is kept besides
+        grace=8.0,  # seconds that a run has to save and end when it gets SIGTERM [ours]
+    )
     return config.lock()
 
 

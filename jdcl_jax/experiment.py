@@ -1,18 +1,19 @@
 """The one loop: tasks -> phases -> steps -> evaluation -> checkpoint.
 
 The order is part of the contract: after the last step of a task the method's memory is updated, the task is
-evaluated, then its checkpoint is saved, and only then does the next task begin. All that is needed to go on stands in
-the checkpoint: networks, memory, position, and the scores and costs so far. So a run that was killed at any moment
-ends like one that was not.
+evaluated, then its checkpoint is saved, and only then does the next task begin. A checkpoint is made after each phase
+too, and before the evaluation. All that is needed to go on stands in it: networks, memory, position, and the scores and
+costs so far. So a run that was killed at any moment ends like one that was not.
 """
 
+import contextlib
+import functools
 import itertools
 import logging
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import jax
 import ml_collections
@@ -24,15 +25,20 @@ from jdcl_jax.errors import UserError
 from jdcl_jax.keys import named_key
 from jdcl_jax.measuring.evaluator import Evaluator
 from jdcl_jax.methods.method import DENOISER, SOLVER, Learned, Phase
+from jdcl_jax.phase_log import Metrics, PhaseLog, Sinks
 from jdcl_jax.reporting.grids import write_grid
 from jdcl_jax.reporting.progress import Progress
 from jdcl_jax.reporting.writer import Writer
 from jdcl_jax.results import Results
+from jdcl_jax.training import hosts
 from jdcl_jax.training.checkpoint import Checkpoints, to_host
 from jdcl_jax.training.feeding import make_feed
+from jdcl_jax.training.layers import layer_names
+from jdcl_jax.training.memory import PeakMemory, is_out_of_memory
 from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.state import Context, Pool, PyTree, TrainState, begin_phase, begin_task
-from jdcl_jax.training.step import ACTIVE, scan_steps
+from jdcl_jax.training.step import scan_steps
+from jdcl_jax.training.stopping import Stopped
 from jdcl_jax.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -41,7 +47,12 @@ GRID_IMAGES = 64
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str | Path, *, command: str = "", stream: TextIO | None = None
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    *,
+    command: str = "",
+    stream: TextIO | None = None,
+    asked_to_stop: Callable[[], bool] = bool,
 ) -> dict[str, Any]:
     """Runs the whole sequence, or what is left of it, and returns the contents of results.json.
 
@@ -50,24 +61,35 @@ def run(
       workdir: the run's folder; a finished run in it is returned as it is, an unfinished one goes on.
       command: how the run was started, for the record.
       stream: where progress goes; standard error if None.
+      asked_to_stop: whether the run is to save and stop; by default it never is.
 
     Raises:
-      UserError: anything wrong with config, data or workdir; a loss that is not finite.
+      UserError: anything wrong with config, data or workdir; a loss that is not finite; too little memory.
+      Stopped: it was asked to, and has saved.
     """
     folder = Workdir(Path(workdir), config)
     if (finished := folder.finished_results()) is not None:
         return finished
     parts = assemble(config)
     with folder.claimed():
-        return Experiment(parts, folder, command=command, stream=stream).run()
+        return Experiment(parts, folder, command=command, stream=stream, asked_to_stop=asked_to_stop).run()
 
 
 class Experiment:
     """One run: the parts, where it stands, and the loop over what is left."""
 
-    def __init__(self, parts: Parts, folder: Workdir, *, command: str, stream: TextIO | None):
+    def __init__(
+        self,
+        parts: Parts,
+        folder: Workdir,
+        *,
+        command: str,
+        stream: TextIO | None,
+        asked_to_stop: Callable[[], bool],
+    ):
         self.parts, self.config, self.folder = parts, parts.config, folder
-        self.parallel = Parallel(self.config.parallel.mode)
+        self.parallel, self.memory = Parallel(self.config.parallel.mode), PeakMemory()
+        self._asked_to_stop = asked_to_stop
         self._by_task = [list(parts.method.phases(task)) for task in range(parts.num_tasks)]
         self._check_batches()
         # Before anything is written: the evaluator finds the last things that can be wrong with the config.
@@ -76,11 +98,13 @@ class Experiment:
         self.arrays = RunArrays(parts)
         self.checkpoints = Checkpoints(folder.path / "checkpoints")
         self.results = Results(parts, self.parallel, command)
-        self.task, self.phase, self.global_step = 0, 0, 0
+        self.task, self.phase, self.global_step = 0, 0, 0  # the phase behind the last one is the evaluation
         self.entered = False  # whether the phase has begun
         self._denoiser: tuple[PyTree, PyTree] | None = None  # copies on the host, until it is trained again
+        self._lines = 0  # of metrics.jsonl, at the checkpoint
+        self._carried: Metrics = {}  # metrics of steps before the checkpoint that are not written yet
         self.state = self._restore_or_start()
-        self.writer = Writer(folder.path, resume_step=self.global_step)
+        self.writer = Writer(folder.path, resume_step=self.global_step, resume_lines=self._lines)
         self.progress = Progress(
             self._total_steps(), num_tasks=parts.num_tasks, done_steps=self.global_step, stream=stream
         )
@@ -104,23 +128,52 @@ class Experiment:
     # -- where the run stands
 
     def _restore_or_start(self) -> PyTree:
-        restored = self.checkpoints.restore_newest(self.arrays.shapes(), order=_age)
-        if restored is None:
-            state = self.arrays.initial()
-        else:
-            state, record = restored
+        shapes, found = self.arrays.shapes(), {}
+
+        def read() -> dict[str, Any] | None:
+            restored = self.checkpoints.restore_newest(shapes, order=_age)
+            found["state"] = self.arrays.initial() if restored is None else restored[0]
+            return None if restored is None else restored[1]
+
+        record = hosts.told_by_writer(read)
+        state = hosts.arrays_from_writer(found.get("state"), shapes)
+        if record is not None:
             position = record["position"]
             self.task, self.phase, self.global_step = position["task"], position["phase"], position["global_step"]
-            self.entered = position["entered"]
+            self.entered, self._lines, self._carried = position["entered"], position["lines"], record["carried"]
             self.results.restore(record["history"])
-            self.evaluator.scorer.check_same(record["history"]["instrument"])
+            hosts.told_by_writer(lambda: self.evaluator.scorer.check_same(record["history"]["instrument"]))
             logger.info("resuming at task %d, step %d of the run", self.task + 1, self.global_step)
         return {"networks": self.parallel.replicate(state["networks"]), "memory": state["memory"]}
 
     def _record(self) -> dict[str, Any]:
         step = int(self._network(self._phases()[self.phase]).step) if self.entered else 0
         position = {"task": self.task, "phase": self.phase, "step": step, "global_step": self.global_step}
-        return {"position": {**position, "entered": self.entered}, "history": self.results.history()}
+        position |= {"entered": self.entered, "lines": self.writer.lines}
+        return {"position": position, "history": self.results.history(), "carried": self._carried}
+
+    def _save(self) -> None:
+        """Saves where the run stands, and ends it there if it was asked to stop."""
+        self._check_finite()
+        self.writer.flush()
+        self.checkpoints.save(self.global_step, self.state, self._record())
+
+    def _stop_is_due(self) -> bool:
+        return hosts.asked_to_stop(self.global_step) if hosts.several() else self._asked_to_stop()
+
+    def _stop(self) -> NoReturn:
+        self.checkpoints.wait()
+        raise Stopped(f"saved task {self.task + 1}, step {self.global_step} of the run, in {self.folder.path}")
+
+    def _check_finite(self) -> None:
+        """An update may overflow where loss and gradient did not; such a checkpoint is of no use to anyone."""
+        for name, network in self.state["networks"].items():
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(network.params))):
+                raise UserError(
+                    f"the parameters of the {name} are no longer finite at step {self.global_step} of the run, task "
+                    f"{self.task + 1}; the checkpoint before it is kept; write a smaller train.learning_rate or "
+                    "train.clip_norm in a new workdir"
+                )
 
     def _phases(self) -> list[Phase]:
         return self._by_task[self.task]
@@ -163,17 +216,44 @@ class Experiment:
     def _run_task(self) -> None:
         phases = self._phases()
         while self.phase < len(phases):
-            if not self.entered:
-                self._enter_phase(phases[self.phase])
-            self._run_phase(phases[self.phase])
-            self._end_phase(phases[self.phase], last=self.phase == len(phases) - 1)
+            phase = phases[self.phase]
+            with self._enough_memory(phase.name, self._advice(phase)):
+                if not self.entered:
+                    self._enter_phase(phase)
+                self._run_phase(phase)
+                self._end_phase(phase, last=self.phase == len(phases) - 1)
+            self.results.add_memory(self.task, phase.name, self.memory.read())
             self.phase, self.entered = self.phase + 1, False
-        method = self.parts.method
-        self.state["memory"] = method.end_task(self.state["memory"], self._learned(), self.task)
-        self._note("end", method.facts(self.state["memory"], self.task, None))
-        self._evaluate()
+            self._save()
+            if self._stop_is_due():
+                self._stop()
+        sampling = "evaluation.batch_size or evaluation.likelihood.batch_size"
+        with self._enough_memory("evaluate", f"a smaller {sampling}, or fewer evaluation.num_samples"):
+            self._evaluate()
         self.task, self.phase = self.task + 1, 0
+        self.writer.flush()
         self.checkpoints.save_task(self.task, self.state, self._record())
+
+    @contextlib.contextmanager
+    def _enough_memory(self, phase: str, advice: str) -> Iterator[None]:
+        """Says where memory ran out, and what to write instead."""
+        self.memory.start()
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"out of memory in task {self.task + 1}, phase {phase} ({_first_line(error)}); write {advice}; the "
+                "checkpoint before it is kept"
+            ) from error
+
+    def _advice(self, phase: Phase) -> str:
+        largest = max(phase.streams.values(), key=lambda stream: stream.batch_size)
+        batch = f"a smaller {largest.option or 'train.batch_size'} (now {largest.batch_size})"
+        pool = ", or data.device_memory_mib=0, which keeps the training images off the device" if self.on_device else ""
+        half = ", or model.dtype=bfloat16" if self.config.model.dtype == "float32" else ""
+        return f"{batch} or smaller model.channels{half}{pool}"
 
     def _learned(self) -> Learned:
         networks = self.state["networks"]
@@ -185,18 +265,25 @@ class Experiment:
         return Learned(params, averaged, tracked, own)
 
     def _end_phase(self, phase: Phase, *, last: bool) -> None:
+        """What a method makes of what was learned; at the end of the last phase, of the whole task."""
         classifying = DENOISER if self.parts.setup.solver is None else SOLVER
         if phase.observe is None and phase.network == classifying and phase.measured:
             found = self.evaluator.accuracy_by_task(self.state["networks"], self.task)
             self.results.add_phase(self.task, phase.name, found)
+        method, memory = self.parts.method, self.state["memory"]
         if last:
+            self._remember(method.end_task(memory, self._learned(), self.task))
+            self._note("end", method.facts(self.state["memory"], self.task, None))
             return
-        method = self.parts.method
-        self.state["memory"] = method.end_phase(self.state["memory"], self._learned(), self.task, phase)
+        self._remember(method.end_phase(memory, self._learned(), self.task, phase))
         self._note(phase.name, method.facts(self.state["memory"], self.task, phase))
         if phase.scored:
             drawn = method.replay_set(self.state["memory"], self.task)
             self.results.add_replay(self.task, self.evaluator.scorer.replay(drawn.images, drawn.labels, self.task))
+
+    def _remember(self, memory: PyTree) -> None:
+        """Several hosts take what the first one computed, in which others might differ by rounding."""
+        self.state["memory"] = hosts.arrays_from_writer(memory, memory)
 
     def _note(self, name: str, facts: dict[str, Any]) -> None:
         for warning in facts.get("warnings", ()):
@@ -221,24 +308,49 @@ class Experiment:
         context = self._context(phase)
         ids = self.parallel.split({name: np.arange(s.batch_size, dtype=np.int32) for name, s in phase.streams.items()})
         train = self.parts.sequence.train
-        feed = None if self.on_device else make_feed(phase.streams, train.images, train.labels, per_call)
-        call, compile_seconds = self._compile(
-            phase, context, ids, {} if feed is None else self.parallel.split(feed(context, step))
-        )
+        make = functools.partial(make_feed, own=self.parallel.own)
+        feed = None if self.on_device else make(phase.streams, train.images, train.labels, per_call)
+        own = self.parallel.local(context)
+
+        def fed() -> Any:
+            return {} if feed is None else self.parallel.split_own(feed(own, step))
+
+        call, compile_seconds = self._compile(phase, context, ids, fed())
         self.progress.start(phase.name, last, task=self.task + 1, start_step=step)
-        log = _PhaseLog(self, phase, step, compile_seconds)
+        log = self._log(phase, step)
+        self._carried = {}
+        log.compiled(compile_seconds)
         while step < last:
-            fed = {} if feed is None else self.parallel.split(feed(context, step))
-            state, metrics = call(self._network(phase), context, ids, fed)
+            state, metrics = call(self._network(phase), context, ids, fed())
             self.state["networks"][phase.network] = state
             step, self.global_step = step + per_call, self.global_step + per_call
-            log.add(step, metrics)
-            crossed = step // self.config.checkpoint.every > (step - per_call) // self.config.checkpoint.every
-            if crossed and step < last:
-                log.flush()
-                self.checkpoints.save(self.global_step, self.state, self._record())
-        log.flush()
+            log.add(step, metrics, self.global_step)
+            if step == last:
+                break
+            every = self.config.checkpoint.every
+            if due := step // every > (step - per_call) // every:
+                log.flush(self.global_step)
+                self.results.add_memory(self.task, phase.name, self.memory.read())
+                self._save()
+            if self._stop_is_due():
+                if not due:
+                    self._carried = log.carry(self.global_step)
+                    self._save()
+                self._stop()
+        log.flush(self.global_step)
         self.progress.finish()
+
+    def _log(self, phase: Phase, step: int) -> PhaseLog:
+        return PhaseLog(
+            Sinks(self.results, self.writer, self.progress),
+            self.task,
+            phase,
+            step,
+            every=self.config.train.log_every,
+            skippable=self.config.train.skip_bad_steps,
+            carried=self._carried,
+            layers=lambda: layer_names(self._network(phase).params),
+        )
 
     def _context(self, phase: Phase) -> Context:
         key = named_key(self.config.seed, "task", self.task, *key_name(self._phases(), self.phase))
@@ -293,64 +405,8 @@ def key_name(phases: Sequence[Phase], place: int) -> tuple[str | int, ...]:
     return ("observe", phase.name, turn) if turn else ("observe", phase.name)
 
 
-class _PhaseLog:
-    """Collects the metrics of calls, and fetches them only when there is something to say."""
-
-    def __init__(self, experiment: Experiment, phase: Phase, step: int, compile_seconds: float):
-        self._experiment, self._phase = experiment, phase
-        self._pending: list[dict[str, jax.Array]] = []
-        self._step = self._flushed = step
-        self._time = time.perf_counter()
-        self._images = sum(stream.batch_size for stream in phase.streams.values())
-        experiment.results.add_training(experiment.task, phase, 0, self._images, compile_seconds, compile_seconds)
-
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of the call that ended with `step`; waits for the call before it."""
-        if self._pending:
-            jax.block_until_ready(self._pending[-1])
-        self._pending.append(metrics)
-        every = self._experiment.config.train.log_every
-        if step // every > self._step // every or jax.default_backend() == "cpu":
-            jax.block_until_ready(metrics)
-        due = step // every > self._step // every
-        self._step = step
-        if due:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes the means since the last time; stops the run at a loss that is not finite."""
-        if not self._pending:
-            return
-        pending = jax.device_get(self._pending)
-        self._pending = []
-        values = {name: np.concatenate([np.atleast_1d(m[name]) for m in pending]) for name in pending[0]}
-        experiment, steps = self._experiment, self._step - self._flushed
-        self._check_finite(values)
-        now = time.perf_counter()
-        seconds, self._time = now - self._time, now
-        rate = steps * self._images / max(seconds, 1e-9)
-        active = int(np.sum(values.pop(ACTIVE, np.ones(steps))))  # steps that did anything
-        means = {name: float(np.mean(v, dtype=np.float64)) for name, v in values.items()}
-        facts = {"task": experiment.task + 1, "phase": self._phase.name, "phase_step": self._step}
-        experiment.writer.write_scalars(experiment.global_step, {**facts, **means, "images_per_second": rate})
-        shown = {"loss": means["loss"]} if "loss" in means else {}
-        experiment.progress.update(self._step, **shown, images_per_second=rate)
-        experiment.results.add_training(experiment.task, self._phase, active, self._images, seconds, 0.0)
-        self._flushed = self._step
-
-    def _check_finite(self, values: dict[str, np.ndarray]) -> None:
-        """Looks at the gradients too: where they are not finite, the parameters no longer are either."""
-        for name in ("loss", "gradient_norm"):
-            bad = np.flatnonzero(~np.isfinite(values.get(name, np.zeros(0))))
-            if bad.size:
-                experiment = self._experiment
-                experiment.checkpoints.wait()
-                raise UserError(
-                    f"the {name} became {values[name][bad[0]]} in task {experiment.task + 1}, phase "
-                    f"{self._phase.name}, step {self._flushed + int(bad[0]) + 1}; the checkpoint before it is kept in "
-                    f"{experiment.checkpoints.directory}; "
-                    "write a smaller train.learning_rate or train.clip_norm in a new workdir"
-                )
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _age(record: dict[str, Any]) -> tuple[int, int, int]:

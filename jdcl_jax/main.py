@@ -3,12 +3,17 @@
 import sys
 
 from jdcl_jax.training.backend import reexec_with_hugepages, share_cpu
+from jdcl_jax.training.supervisor import EXIT_AGAIN, LOST, supervise
 
 if __name__ == "__main__":
     reexec_with_hugepages()
+    supervise(sys.argv[1:])
 
+import io
+import os
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from absl import app, flags
@@ -18,7 +23,9 @@ from jdcl_jax.errors import UserError, exit_on_user_error
 from jdcl_jax.experiment import run
 from jdcl_jax.reporting.logs import plain_logging
 from jdcl_jax.reporting.table import score_table
+from jdcl_jax.training import hosts
 from jdcl_jax.training.compile_cache import use_compilation_cache
+from jdcl_jax.training.stopping import Stopped, listening
 from jdcl_jax.workdir import Workdir, default_workdir
 
 FLAGS = flags.FLAGS
@@ -26,6 +33,11 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and what it is given: configs/digits.py:jdcl,seed=1", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<dataset>-<method>-<seed> if not given.")
+_MULTIHOST = flags.DEFINE_boolean("multihost", False, "Train over several processes, started on each host alike.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0; not needed on TPU, Slurm and Open MPI.")
+_PROCESSES = flags.DEFINE_integer("processes", -1, "How many processes there are; likewise.")
+_PROCESS = flags.DEFINE_integer("process", -1, "The number of this process, from 0; likewise.")
+_PATIENCE = flags.DEFINE_integer("patience", 60, "Seconds of silence after which a process counts as dead.", 5)
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -64,16 +76,57 @@ def main(argv: Sequence[str]) -> None:
     """Runs, resumes, or shows a run that is finished."""
     del argv
     plain_logging()
-    with exit_on_user_error():
-        use_compilation_cache()
-        config = _CONFIG.value
-        share_cpu(config.train.batch_size)
-        workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config)
-        if Workdir(workdir, config).finished_results() is not None:
-            print(f"{workdir} is finished; its results:", file=sys.stderr)
-        results = run(config, workdir, command=shlex.join(["python", "-m", "jdcl_jax.main", *sys.argv[1:]]))
+    try:
+        with exit_on_user_error():
+            _run(shlex.join(["python", "-m", "jdcl_jax.main", *sys.argv[1:]]))
+    except BaseException as error:
+        if _MULTIHOST.value:
+            _end_at_once(error)
+        raise
+
+
+def _run(command: str) -> None:
+    use_compilation_cache()
+    config = _CONFIG.value
+    share_cpu(config.train.batch_size)
+    _join()
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config)
+    stream = sys.stderr if hosts.is_writer() else io.StringIO()
+    if Workdir(workdir, config).finished_results() is not None:
+        print(f"{workdir} is finished; its results:", file=stream)
+    late = (
+        f"stopped before it could save again; its checkpoints are kept, the same command goes on from them: {command}"
+    )
+    try:
+        with listening(config.checkpoint.grace, late) if not hosts.several() else nullcontext(bool) as asked_to_stop:
+            results = run(config, workdir, command=command, stream=stream, asked_to_stop=asked_to_stop)
+    except Stopped as stopped:
+        print(f"stopped: {stopped}; the same command goes on from there: {command}", file=sys.stderr)
+        raise SystemExit(EXIT_AGAIN) from None
+    if hosts.is_writer():
         print(score_table(results))
         print(f"report: {workdir}/report.html")
+
+
+def _join() -> None:
+    if _MULTIHOST.value:
+        hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _PATIENCE.value)
+        return
+    for flag in (_COORDINATOR, _PROCESSES, _PROCESS):
+        if flag.present:
+            raise UserError(f"--{flag.name} is of no use without --multihost; write both or none")
+
+
+def _end_at_once(error: BaseException) -> None:
+    """Ends this process without the good-byes that JAX would wait for; the others notice its silence."""
+    code = error.code if isinstance(error, SystemExit) else 1
+    if not isinstance(error, SystemExit):
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        print(f"error: {LOST} ({first}); start the same command again on every host", file=sys.stderr)
+        code = EXIT_AGAIN
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def flags_parser(argv: Sequence[str]) -> list[str]:

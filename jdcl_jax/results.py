@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from jdcl_jax.evaluation.replay import REPLAY_SCORES, ReplayQuality
 from jdcl_jax.evaluation.scores import select
 from jdcl_jax.measuring.evaluator import Evaluated
 from jdcl_jax.methods.method import DENOISER, SOLVER, Phase
+from jdcl_jax.training import hosts
 from jdcl_jax.training.parallel import Parallel
 
 FORMAT = 1
+MEMORY = ("peak_resident_bytes", "peak_device_bytes")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "dm-pix", "numpy", "scikit-learn")
 
 
@@ -47,6 +50,7 @@ class Results:
             "instrument": {},
             "phases": [],
             "replay": {},
+            "skipped": [],
         }
 
     def history(self) -> dict[str, Any]:
@@ -57,7 +61,7 @@ class Results:
         """Takes up the history that a checkpoint held."""
         before = history.get("commits", [])
         commits = before if self._commit in before[-1:] else [*before, self._commit]
-        self._history = {"replay": {}, **history, "commits": commits}
+        self._history = {**history, "commits": commits}
 
     def add_phase(self, task: int, name: str, accuracy: np.ndarray | None) -> None:
         """Adds the accuracy on each task after a phase, [T]; None: the network does not classify."""
@@ -77,6 +81,20 @@ class Results:
             "union": {name: _number(value) for name, value in quality.union.items()},
             "images": {"per_task": [int(n) for n in quality.images], "union": quality.total},
         }
+
+    def add_skipped(self, task: int, name: str, step: int) -> None:
+        """Adds a step of a phase that was left out because its loss or gradient was not finite."""
+        self._history["skipped"].append({"task": task + 1, "phase": name, "step": step})
+
+    def num_skipped(self) -> int:
+        """How many steps were left out so far."""
+        return len(self._history["skipped"])
+
+    def add_memory(self, task: int, name: str, peaks: Mapping[str, int | None]) -> None:
+        """Adds the most memory that a phase took, see `PeakMemory`; it keeps the larger one where it had one."""
+        row = self._cost_row(task, name)
+        for key, peak in peaks.items():
+            row[key] = peak if row[key] is None or peak is None else max(peak, row[key])
 
     def add_training(self, task: int, phase: Phase, steps: int, images: int, seconds: float, compiling: float) -> None:
         """Adds `steps` steps of `images` images to a phase's costs; `compiling` is a part of `seconds`."""
@@ -102,14 +120,19 @@ class Results:
             images = len(evaluated.images) if phase == "evaluate" else 0
             amounts = {"steps": 0, "images": images, "model_flops": cost.passes * self._flops}
             self._add_cost(task, phase, cost.seconds, cost.compile_seconds, **amounts)
+            self.add_memory(task, phase, cost.memory)
 
     def _add_cost(self, task: int, phase: str, seconds: float, compiling: float, **amounts: float) -> None:
+        row = self._cost_row(task, phase)
+        for name, amount in {"seconds": seconds, "compile_seconds": compiling, **amounts}.items():
+            row[name] += amount
+
+    def _cost_row(self, task: int, phase: str) -> dict[str, Any]:
         rows = self._history["cost"]
         if not rows or (rows[-1]["task"], rows[-1]["phase"]) != (task + 1, phase):
             zero = dict.fromkeys(("seconds", "compile_seconds", "steps", "images", "model_flops"), 0)
-            rows.append({"task": task + 1, "phase": phase, **zero})
-        for name, amount in {"seconds": seconds, "compile_seconds": compiling, **amounts}.items():
-            rows[-1][name] += amount
+            rows.append({"task": task + 1, "phase": phase, **zero, **dict.fromkeys(MEMORY)})
+        return rows[-1]
 
     def as_dict(self, status: str) -> dict[str, Any]:
         """The contents of results.json; `status` is "running" or "finished"."""
@@ -139,6 +162,7 @@ class Results:
             "forward_flops": self._flops,
             "classifying_flops": self._classifying_flops(),
             "cost": cost,
+            "skipped_steps": self._history["skipped"],
             "totals": {name: sum(row[name] for row in cost) for name in ("seconds", "images", "model_flops")},
             **self._parameters(),
             "versions": {
@@ -239,6 +263,7 @@ class Results:
         return {
             "backend": device.platform,
             "device": f"{device.device_kind} x{self._parallel.count}",
+            "hosts": hosts.count(),
             "cpu_count": os.cpu_count(),
         }
 

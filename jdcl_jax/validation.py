@@ -97,6 +97,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "evaluation.classifier.shift": (0, 64),
     "evaluation.classifier.learning_rate": (1e-12, None),
     "checkpoint.every": (1, None),
+    "checkpoint.grace": (0.0, None),
+    "train.skip_bad_steps": (0, None),
 }
 
 

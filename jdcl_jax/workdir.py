@@ -17,6 +17,7 @@ from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.page import write_report
 from jdcl_jax.reporting.runs import MACHINE_KEYS
 from jdcl_jax.reporting.writer import write_json
+from jdcl_jax.training import hosts
 
 
 def default_workdir(config: ml_collections.ConfigDict) -> Path:
@@ -40,7 +41,7 @@ class Workdir:
     def __init__(self, path: Path, config: ml_collections.ConfigDict):
         self.path = path
         self._config = json.loads(config.to_json_best_effort())
-        self._check_config()
+        hosts.told_by_writer(self._check_config)
 
     def _check_config(self) -> None:
         file = self.path / "config.json"
@@ -57,6 +58,9 @@ class Workdir:
 
     def finished_results(self) -> dict[str, Any] | None:
         """The results of a finished run, else None. A report that is missing is made."""
+        return hosts.told_by_writer(self._finished_results)
+
+    def _finished_results(self) -> dict[str, Any] | None:
         file = self.path / "results.json"
         if not file.exists():
             return None
@@ -77,25 +81,27 @@ class Workdir:
         Raises:
           UserError: it can't be written, or another process is running in it.
         """
+        with contextlib.ExitStack() as held:
+            hosts.told_by_writer(lambda: self._claim(held))
+            yield
+
+    def _claim(self, held: contextlib.ExitStack) -> None:
+        """Locks the folder until `held` is closed."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
+            lock = held.enter_context((self.path / ".lock").open("w"))
         except OSError as error:
             raise UserError(
                 f"the workdir {self.path} can't be written ({error.strerror}); write another --workdir"
             ) from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(
-                    f"another process is running in {self.path}; wait for it or write another --workdir"
-                ) from error
-            self._check_config()
-            try:
-                yield
-            finally:
-                self._leave_nothing_if_refused()
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another process is running in {self.path}; wait for it or write another --workdir"
+            ) from error
+        self._check_config()
+        held.callback(self._leave_nothing_if_refused)
 
     def write_config(self) -> None:
         """Writes config.json; from here on the folder belongs to this config."""
@@ -121,6 +127,9 @@ class Workdir:
     def finish(self, results: dict[str, Any]) -> dict[str, Any]:
         """Writes results.json and report.html; returns the results as they read from the file."""
         self.write_results(results)
+        return hosts.told_by_writer(self._report)
+
+    def _report(self) -> dict[str, Any]:
         write_report(self.path)
         return read_json(self.path / "results.json")
 

@@ -17,17 +17,19 @@ from jdcl_jax.measuring.generation import Generator, balanced_labels
 from jdcl_jax.measuring.scoring import Scorer
 from jdcl_jax.methods.method import DENOISER, Memory
 from jdcl_jax.reporting.progress import Progress
+from jdcl_jax.training.memory import PeakMemory
 from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.state import TrainState
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds, the part of them that was compilation, and forward passes of one image."""
+    """Seconds, the part of them that was compilation, forward passes of one image, and memory, see `PeakMemory`."""
 
     seconds: float
     compile_seconds: float
     passes: int
+    memory: Mapping[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -71,26 +73,30 @@ class Evaluator:
         self._generator = Generator(parts.setup, parallel, parts.config.evaluation.batch_size)
         self._meter = DenoiserMeter(parts, parallel)
         self._classifier = ClassifierMeter(parts, parallel)
+        self._memory = PeakMemory()
 
     def __call__(self, networks: Mapping[str, TrainState], memory: Memory, task: int, progress: Progress) -> Evaluated:
         """Measures after a task (from 0), with the weights that the config names."""
         state = networks[DENOISER]
         params = state.averaged if self._parts.config.evaluation.weights == "ema" else state.params
         started, compiled = time.perf_counter(), self._meter.compile_seconds
+        self._memory.start()
         self._meter.passes = 0
         curves = self._curves(params, task, progress)
         errors = self._errors(params, memory, task)
         classified, confusion = self._classifier.measured(networks, task)
-        measuring = Cost(time.perf_counter() - started, self._meter.compile_seconds - compiled, self._meter.passes)
+        measuring = self._cost(started, self._meter.compile_seconds - compiled, self._meter.passes)
         started, compiled = time.perf_counter(), self._generator.compile_seconds
+        self._memory.start()
         images, labels = self._sample(params, task, progress)
         measured = {**classified, **(curves.measured(self._parts.sequence.test.counts) if curves else {})}
         evaluation = self.scorer(images, task, labels=labels, measured=measured)
-        drawing = Cost(
-            time.perf_counter() - started, self._generator.compile_seconds - compiled, len(images) * self._passes()
-        )
+        drawing = self._cost(started, self._generator.compile_seconds - compiled, len(images) * self._passes())
         cost = {"measure": measuring, "evaluate": drawing}
         return Evaluated(images, evaluation, curves, errors, cost, confusion)
+
+    def _cost(self, started: float, compiling: float, passes: int) -> Cost:
+        return Cost(time.perf_counter() - started, compiling, passes, self._memory.read())
 
     def accuracy_by_task(self, networks: Mapping[str, TrainState], task: int) -> np.ndarray | None:
         """Accuracy on each task's test images, float64 [T], with the config's weights; None without a classifier."""

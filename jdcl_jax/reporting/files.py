@@ -5,18 +5,24 @@ import os
 from pathlib import Path
 
 from jdcl_jax.errors import UserError
+from jdcl_jax.training import hosts
 
 
+@hosts.by_writer
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes `data` to `path` at once: a reader finds the old file or the new one, nothing between.
 
-    Folders on the way are made. Raises `UserError` where the place cannot be written.
+    Folders on the way are made. Of several processes of a run only the writing one does it. Raises
+    `UserError` where the place cannot be written.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave an empty file under the new name
         temporary.replace(target)
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         with contextlib.suppress(OSError, ValueError):

@@ -1,10 +1,11 @@
 """metrics.jsonl and TensorBoard events of a run, and JSON that is valid whatever the numbers."""
 
+import contextlib
 import io
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 from jdcl_jax.errors import UserError
 from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.grids import grid
+from jdcl_jax.training import hosts
 
 
 class Writer:
@@ -24,25 +26,29 @@ class Writer:
     checkpoint is dropped first, since it will be logged again.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], resume_step: int = 0):
-        """Opens the files of `workdir`, made if missing.
+    def __init__(self, workdir: str | os.PathLike[str], resume_step: int = 0, resume_lines: int = 0):
+        """Opens the files of `workdir`, made if missing; in the writing process alone.
 
         Args:
           workdir: folder of the run.
           resume_step: global step of the checkpoint that the run goes on from; 0 for a new run.
-            Lines of later steps and lines that are not whole are dropped from `metrics.jsonl`;
             TensorBoard hides later events.
+          resume_lines: `lines` as it was when that checkpoint was made: what comes after them in
+            `metrics.jsonl` is dropped.
 
         Raises:
           UserError: the folder cannot be written.
         """
+        self.lines = resume_lines
+        if not hosts.is_writer():
+            return
         folder = Path(workdir)
-        path = folder / "metrics.jsonl"
+        path = self._path = folder / "metrics.jsonl"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             resumed = path.exists()
             if resumed:
-                _keep_until(path, resume_step)
+                _keep_lines(path, resume_lines)
             self._lines: io.TextIOWrapper = path.open("a", encoding="utf-8")
             self._events = SummaryWriter(
                 str(folder / "tensorboard"),
@@ -56,6 +62,7 @@ class Writer:
                 f"cannot write the workdir {workdir}: {error.strerror}; give --workdir a folder that you may write"
             ) from error
 
+    @hosts.by_writer
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Writes one line `{"step": step, **scalars}`, and its numbers as TensorBoard events.
 
@@ -68,26 +75,45 @@ class Writer:
         for name, value in values.items():
             if isinstance(value, list | dict):
                 raise TypeError(f"write_scalars takes scalars; {name!r} is a {type(value).__name__}")
-        self._lines.write(json.dumps({"step": int(step), **values}, allow_nan=False) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._events.add_scalar(name, value, int(step))
+        with self._disk():
+            self._lines.write(json.dumps({"step": int(step), **values}, allow_nan=False) + "\n")
+            self._lines.flush()
+            self.lines += 1
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._events.add_scalar(name, value, int(step))
 
+    @hosts.by_writer
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Shows a grid per name; `images[name]` is uint8 [N, H, W, C], C = 1 or 3."""
-        for name, batch in images.items():
-            self._events.add_image(name, grid(batch), int(step), dataformats="HWC")
+        with self._disk():
+            for name, batch in images.items():
+                self._events.add_image(name, grid(batch), int(step), dataformats="HWC")
 
+    @hosts.by_writer
     def flush(self) -> None:
         """Puts everything written so far on the disk."""
-        self._lines.flush()
-        self._events.flush()
+        with self._disk():
+            self._lines.flush()
+            os.fsync(self._lines.fileno())
+            self._events.flush()
 
+    @hosts.by_writer
     def close(self) -> None:
         """Flushes and closes the files."""
-        self._lines.close()
-        self._events.close()
+        with self._disk():
+            self._lines.close()
+            self._events.close()
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._path} can't be written ({error.strerror}); free space or mend the disk, and start the same "
+                "command again: it goes on from the last checkpoint"
+            ) from error
 
     def __enter__(self) -> "Writer":
         return self
@@ -132,24 +158,9 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"no JSON form for a {type(value).__name__}: {value!r}")
 
 
-def _keep_until(path: Path, last_step: int) -> None:
-    """Drops the lines of `path` later than `last_step`, and those that are not whole."""
+def _keep_lines(path: Path, number: int) -> None:
+    """Drops all but the first lines of `path`, and one that is not whole."""
     old = path.read_bytes()
-    # A line without its newline is half-written even where it happens to parse: `"step": 1` of
-    # `"step": 12`.
-    new = b"".join(line for line in old.splitlines(keepends=True) if _whole(line) and _step(line) <= last_step)
+    new = b"".join(line for line in old.splitlines(keepends=True)[:number] if line.endswith(b"\n"))
     if new != old:
         write_bytes(path, new)
-
-
-def _whole(line: bytes) -> bool:
-    return line.endswith(b"\n") and math.isfinite(_step(line))
-
-
-def _step(line: bytes) -> float:
-    """The step of a line of metrics.jsonl; infinity where there is none."""
-    try:
-        step = json.loads(line)["step"]
-    except (ValueError, TypeError, KeyError):
-        return math.inf
-    return step if isinstance(step, int) else math.inf

@@ -5,11 +5,13 @@ A checkpoint holds a tree of arrays and a JSON record. `latest/` keeps the last 
 them, so that one cut short or altered is found when it is read and the one before is used instead.
 """
 
+import contextlib
 import copy
+import errno
 import logging
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jdcl_jax.errors import UserError
+from jdcl_jax.training import hosts
 
 PyTree = Any
+SPARE = 2**20  # bytes that must be free beside the arrays: orbax's own files, the record, metrics and pictures
 Record = dict[str, Any]
 
 logger = logging.getLogger(__name__)
@@ -51,32 +55,76 @@ class Checkpoints:
     def __init__(self, directory: Path, *, read_only: bool = False):
         self.directory = directory.absolute()
         self._read_only = read_only
-        self._latest = self._manager("latest", keep=2)
-        self._tasks = self._manager("tasks", keep=None)
+        if hosts.is_writer():
+            with self._disk():
+                self._latest = self._manager("latest", keep=2)
+                self._tasks = self._manager("tasks", keep=None)
 
     def _manager(self, name: str, keep: int | None) -> ocp.CheckpointManager:
         folder = self.directory / name
         if not self._read_only:
             folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=False, read_only=self._read_only, cleanup_tmp_directories=not self._read_only
+            max_to_keep=keep,
+            create=False,
+            read_only=self._read_only,
+            cleanup_tmp_directories=not self._read_only,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=hosts.WRITER, active_processes={hosts.WRITER} if hosts.several() else None
+            ),
         )
         return ocp.CheckpointManager(folder, options=options)
 
     def save(self, step: int, state: PyTree, record: Record) -> None:
-        """Saves the middle of a task under the run's step."""
-        self._save(self._latest, step, state, record)
+        """Saves the middle of a task under the run's step; where that step is saved already, nothing changes.
+
+        Raises:
+          UserError: this one or the one before can't be written; several hosts no longer have the same state.
+        """
+        self._save("latest", step, state, record)
 
     def save_task(self, task: int, state: PyTree, record: Record) -> None:
-        """Saves the end of a task (from 1); never deleted."""
-        self._save(self._tasks, task, state, record)
+        """Saves the end of a task (from 1); never deleted. Otherwise as `save`."""
+        self._save("tasks", task, state, record)
 
-    def _save(self, manager: ocp.CheckpointManager, step: int, state: PyTree, record: Record) -> None:
+    def _save(self, name: str, step: int, state: PyTree, record: Record) -> None:
         arrays = to_host(state)
-        # A copy of the record too: orbax writes it later, in a thread of its own.
-        record = copy.deepcopy({**record, "checksum": checksum(arrays)})
+        value = checksum(arrays)
+        hosts.check_same(value, "state")
+        if not hosts.is_writer():
+            return
+        manager = self._latest if name == "latest" else self._tasks
+        # A copy of the record: orbax writes it later, in a thread of its own.
+        record = copy.deepcopy({**record, "checksum": value})
         items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
-        manager.save(step, args=items, force=True)
+        with self._disk():
+            if step in manager.all_steps():
+                return
+            self.wait()  # for what is being written already
+            self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
+            manager.save(step, args=items, force=True)
+
+    def _check_room(self, size: int) -> None:
+        """Half a checkpoint is of no use, and where it fails in the background nobody knows how far it came."""
+        free = shutil.disk_usage(self.directory).free
+        if free < size + SPARE:
+            raise OSError(
+                errno.ENOSPC,
+                f"no room: {size / 2**20:.1f} MiB and {SPARE / 2**20:.0f} to spare are needed, {free / 2**20:.1f} free",
+            )
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Makes one line of whatever orbax and tensorstore raise where they can't write."""
+        try:
+            yield
+        except (MemoryError, UserError):
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the checkpoints in {self.directory} can't be written ({_first_line(error)}); free space or mend the "
+                "disk, and start the same command again: it goes on from the last one that was saved"
+            ) from error
 
     def restore_newest(self, target: PyTree, order: Callable[[Record], Any]) -> tuple[PyTree, Record] | None:
         """The newest sound checkpoint (numpy arrays, record), or None if there is none.
@@ -87,12 +135,13 @@ class Checkpoints:
           target: a tree of arrays or `jax.ShapeDtypeStruct` of the expected structure.
           order: sorts records by age, newest last.
         """
-        found = []
+        found, damaged = [], 0
         for manager, name in ((self._latest, "latest"), (self._tasks, "tasks")):
             for step in manager.all_steps():
                 try:
                     found.append((order(self._record(manager, step)), name, step))
                 except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
+                    damaged += 1
                     self._set_aside(name, step, error)
         for _, name, step in sorted(found, reverse=True):
             try:
@@ -101,6 +150,8 @@ class Checkpoints:
                 raise
             except Exception as error:
                 self._set_aside(name, step, error)
+        if found or damaged:
+            logger.warning("no checkpoint in %s is sound; starting from the beginning", self.directory)
         return None
 
     def restore_task(self, task: int, target: PyTree) -> tuple[PyTree, Record]:
@@ -151,16 +202,26 @@ class Checkpoints:
         source.rename(target)
         (self._latest if name == "latest" else self._tasks).reload()
 
+    @hosts.by_writer
     def wait(self) -> None:
-        """Returns when everything saved so far is on disk."""
-        self._latest.wait_until_finished()
-        self._tasks.wait_until_finished()
+        """Returns when everything saved so far is on disk.
 
+        Raises:
+          UserError: it can't be written.
+        """
+        with self._disk():
+            self._latest.wait_until_finished()
+            self._tasks.wait_until_finished()
+
+    @hosts.by_writer
     def close(self) -> None:
         """Waits and lets go of the folder."""
-        self._latest.close()
-        self._tasks.close()
+        with self._disk():
+            self._latest.close()
+            self._tasks.close()
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

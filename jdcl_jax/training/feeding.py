@@ -17,8 +17,18 @@ from jdcl_jax.training.streams import Streams, step_rows
 Feed = Callable[[Context, int], dict[str, tuple[np.ndarray, np.ndarray]]]
 
 
-def make_feed(streams: Streams, images: np.ndarray, labels: np.ndarray, steps_per_call: int) -> Feed:
-    """Makes (context, first step) -> stream -> (images uint8 [B, K, H, W, C], labels int32 [B, K]) of the next call."""
+def make_feed(
+    streams: Streams, images: np.ndarray, labels: np.ndarray, steps_per_call: int, own: Callable[[int], slice] = slice
+) -> Feed:
+    """Makes (context, first step) -> stream -> (images uint8 [b, K, H, W, C], labels int32 [b, K]) of the next call.
+
+    Args:
+      streams: which examples at which step.
+      images: uint8 [N, H, W, C].
+      labels: int32 [N].
+      steps_per_call: K.
+      own: (B) -> the rows of a batch that this process's devices take; all by default. No others are gathered.
+    """
     reading = {name: stream for name, stream in streams.items() if stream.rows is not None}
 
     @jax.jit
@@ -26,7 +36,8 @@ def make_feed(streams: Streams, images: np.ndarray, labels: np.ndarray, steps_pe
         steps = first + jnp.arange(steps_per_call)
         rows = {}
         for name, stream in reading.items():
-            rows_at = functools.partial(step_rows, name, stream, context, ids=jnp.arange(stream.batch_size))
+            ids = jnp.arange(stream.batch_size)[own(stream.batch_size)]
+            rows_at = functools.partial(step_rows, name, stream, context, ids=ids)
             rows[name] = jax.vmap(rows_at, out_axes=1)(steps)
         return rows
 

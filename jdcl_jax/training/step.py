@@ -12,6 +12,7 @@ import optax
 
 from jdcl_jax.data.batches import Examples
 from jdcl_jax.training.gradients import Across, Gradient, Metrics, across
+from jdcl_jax.training.layers import LAYER_NORMS, layer_norms
 from jdcl_jax.training.state import Context, PyTree, TrainState
 from jdcl_jax.training.streams import Fed, Streams, draw_batch
 
@@ -49,14 +50,16 @@ def train_step(
     ema: float,
     penalty: Penalty | None = None,
     track: Track | None = None,
+    skip: bool = False,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update from the examples `ids` of every stream; under a mapped axis, gradients and metrics are averaged.
 
-    An optimiser that takes extra arguments is given `context.method` as `method`.
+    An optimiser that takes extra arguments is given `context.method` as `method`. With `skip` nothing but the step's
+    number changes where loss or gradient is not finite.
 
     Returns: the new state, and float32 scalars: "loss" with the penalty in it, "penalty" where there is one, the loss's
-    own metrics and "gradient_norm" (before clipping).
+    own metrics and "gradient_norm" (before clipping); and "gradient_norms" [L], see `layer_norms`.
     """
     context = context.replace(step=state.step)  # type: ignore[attr-defined]
     batch = draw_batch(streams, context, ids, fed)
@@ -67,6 +70,7 @@ def train_step(
         gradients = jax.tree.map(jnp.add, own, slope)
         metrics = {**metrics, "loss": metrics["loss"] + value, "penalty": value}
     metrics["gradient_norm"] = optax.tree.norm(gradients)
+    metrics[LAYER_NORMS] = layer_norms(gradients)
     whole = optax.with_extra_args_support(optimizer)
     updates, opt_state = whole.update(gradients, state.opt_state, state.params, method=context.method)
     params = optax.apply_updates(state.params, updates)
@@ -75,7 +79,12 @@ def train_step(
         decay = ema_decay(ema, state.updates)
         average = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), average, params)
     tracked = state.tracked if track is None else track(state.tracked, own, updates)
-    return TrainState(state.step + 1, state.updates + 1, params, average, opt_state, tracked), metrics
+    after = TrainState(state.step + 1, state.updates + 1, params, average, opt_state, tracked)
+    if skip:
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+        unchanged = state.replace(step=state.step + 1)  # type: ignore[attr-defined]
+        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, unchanged)
+    return after, metrics
 
 
 def observe_step(
@@ -96,7 +105,7 @@ def observe_step(
 
 
 def scan_steps(step: Step, steps_per_call: int) -> Step:
-    """`steps_per_call` steps in one `lax.scan`; metrics come back as float32 [steps_per_call].
+    """`steps_per_call` steps in one `lax.scan`; metrics come back as float32 [steps_per_call, ...].
 
     `fed` holds the rows of all these steps, examples first: images [b, steps_per_call, ...].
     """

@@ -67,17 +67,23 @@ def test_an_array_is_not_a_scalar(tmp_path):
     assert lines(tmp_path) == []
 
 
-def test_resuming_keeps_exactly_the_lines_up_to_the_checkpoint(tmp_path):
+def test_resuming_keeps_exactly_the_lines_that_were_there_at_the_checkpoint(tmp_path):
+    """By their number: an evaluation after the checkpoint has the same step as the last line before it."""
     kept = ['{"step": 0, "a": 1}\n', '{"step": 19}\n', '{"step": 20, "loss": null}\n']
-    dropped = ['{"step": 21}\n', "not json\n", '{"loss": 1}\n', "[1]\n", '{"step": 300}\n']
-    text = kept[0] + dropped[0] + kept[1] + "".join(dropped[1:4]) + kept[2] + dropped[4]
-    # Half-written: it would parse, as step 1 of what was to be step 100.
-    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 1}')
-    with Writer(tmp_path, 20) as writer:
+    dropped = ['{"step": 20, "phase": "evaluate"}\n', "not json\n", '{"step": 300}\n', '{"step": 1}']
+    (tmp_path / "metrics.jsonl").write_text("".join(kept + dropped))
+    with Writer(tmp_path, 20, len(kept)) as writer:
         assert (tmp_path / "metrics.jsonl").read_text() == "".join(kept)
         writer.write_scalars(21, {"loss": 2})
+        assert writer.lines == 4
     assert lines(tmp_path)[-2:] == [{"step": 20, "loss": None}, {"step": 21, "loss": 2}]
     assert [path.name for path in tmp_path.iterdir() if "tmp" in path.name] == []
+
+
+def test_half_a_line_is_never_kept(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}')
+    Writer(tmp_path, 2, 2).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 
 def test_resuming_hides_later_tensorboard_events(tmp_path):

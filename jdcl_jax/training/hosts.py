@@ -1,0 +1,169 @@
+"""Several hosts that train one network together: the one file that knows jax.distributed.
+
+Every process runs the same program on devices of its own. The first one alone reads and writes the workdir, and tells
+the others what it read; so they need no file system in common.
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jdcl_jax.errors import UserError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+PyTree = Any
+
+CHUNK = 2**24  # bytes sent at a time
+WRITER = 0
+
+
+@dataclass(frozen=True)
+class _Place:
+    process: int = 0
+    count: int = 1
+
+
+_place = _Place()
+
+
+class HostLost(Exception):  # noqa: N818 (the run is whole; it has to be started again)
+    """A process of this run has ended or can't be reached."""
+
+
+def join(coordinator: str, processes: int, process: int, timeout: int) -> None:
+    """Joins the other processes of this run; call it before anything asks JAX for a device.
+
+    Args:
+      coordinator: HOST:PORT of the first process; empty where JAX finds the others itself (TPU, Slurm, Open MPI).
+      processes: how many there are; below 0 likewise.
+      process: the number of this one, from 0; below 0 likewise.
+      timeout: seconds of silence after which a process counts as dead, and for which the others are waited for.
+
+    Raises:
+      UserError: the others can't be found or reached.
+    """
+    global _place
+    try:
+        jax.distributed.initialize(
+            coordinator or None,
+            processes if processes >= 0 else None,
+            process if process >= 0 else None,
+            initialization_timeout=timeout,
+            heartbeat_timeout_seconds=timeout,
+            shutdown_timeout_seconds=timeout,
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--multihost can't find the other processes ({reason}); write --coordinator=HOST:PORT, --processes=N and "
+            "--process=I, each process with its own I"
+        ) from error
+    _place = _Place(jax.process_index(), jax.process_count())
+
+
+def several() -> bool:
+    """Whether more than one process trains this network."""
+    return _place.count > 1
+
+
+def count() -> int:
+    """How many processes there are."""
+    return _place.count
+
+
+def is_writer() -> bool:
+    """Whether this process writes to the workdir."""
+    return _place.process == WRITER
+
+
+def by_writer(function: Callable[P, None]) -> Callable[P, None]:
+    """The function does nothing in any but the writing process."""
+
+    @functools.wraps(function)
+    def only_there(*args: P.args, **kwargs: P.kwargs) -> None:
+        if is_writer():
+            function(*args, **kwargs)
+
+    return only_there
+
+
+def told_by_writer(make: Callable[[], T]) -> T:
+    """What `make` returns in the writing process, in all of them; JSON.
+
+    Raises:
+      UserError: what `make` raised there, in all of them.
+    """
+    if not several():
+        return make()
+    said: dict[str, Any] = {}
+    if is_writer():
+        try:
+            said = {"value": make()}
+        except UserError as error:
+            said = {"error": str(error)}
+    said = json.loads(_bytes_from_writer(json.dumps(said).encode()))
+    if "error" in said:
+        raise UserError(said["error"])
+    return said["value"]
+
+
+def arrays_from_writer(tree: PyTree, like: PyTree) -> PyTree:
+    """The writing process's arrays, bit for bit, in all of them.
+
+    Args:
+      tree: arrays in host memory; what the others pass does not matter.
+      like: arrays or `jax.ShapeDtypeStruct` of the same structure, shapes and types, the same in all.
+    """
+    if not several():
+        return tree
+    own = b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)) if is_writer() else b""
+    data, at, leaves = _bytes_from_writer(own), 0, []
+    for leaf in jax.tree.leaves(like):
+        dtype = np.dtype(leaf.dtype)
+        size = int(np.prod(leaf.shape, dtype=np.int64)) * dtype.itemsize
+        leaves.append(np.frombuffer(data[at : at + size], dtype).reshape(leaf.shape).copy())
+        at += size
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _bytes_from_writer(data: bytes) -> bytes:
+    # As bytes: the broadcast is a sum, in which -0.0 would become 0.0.
+    size = multihost_utils.broadcast_one_to_all(np.array([len(data) // CHUNK, len(data) % CHUNK], np.int32))
+    total = int(size[0]) * CHUNK + int(size[1])
+    parts = []
+    for first in range(0, total, CHUNK):
+        length = min(CHUNK, total - first)
+        part = np.zeros(1 << (length - 1).bit_length(), np.uint8)  # few sizes: each is a program of its own
+        if is_writer():
+            part[:length] = np.frombuffer(data[first : first + length], np.uint8)
+        parts.append(np.asarray(multihost_utils.broadcast_one_to_all(part))[:length].tobytes())
+    return b"".join(parts)
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """An array [B, ...] that is spread over the processes, in the memory of each."""
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def check_same(number: int, what: str) -> None:
+    """Raises `UserError` if a number of 32 bits is not the same in all processes."""
+    if not several():
+        return
+    found = np.asarray(multihost_utils.process_allgather(np.array([number], np.uint32), tiled=True))
+    if (found != found[0]).any():
+        raise UserError(
+            f"the processes no longer have the same {what}, so that the run can't go on; start it again from its last "
+            "checkpoint on hosts of one kind, with the same versions"
+        )
+
+
+def asked_to_stop(step: int) -> bool:
+    """Whether all processes are to stop after this step because one of them got SIGTERM; all must ask at each step."""
+    return several() and multihost_utils.reached_preemption_sync_point(step)
