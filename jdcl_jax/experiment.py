@@ -159,7 +159,7 @@ class Experiment:
         self.checkpoints.save(self.global_step, self.state, self._record())
 
     def _stop_is_due(self) -> bool:
-        return hosts.asked_to_stop(self.global_step) if hosts.several() else self._asked_to_stop()
+        return hosts.asked_to_stop() if hosts.several() else self._asked_to_stop()
 
     def _stop(self) -> NoReturn:
         self.checkpoints.wait()

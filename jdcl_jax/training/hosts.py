@@ -5,6 +5,7 @@ the others what it read; so they need no file system in common.
 """
 
 import functools
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -164,6 +165,12 @@ def check_same(number: int, what: str) -> None:
         )
 
 
-def asked_to_stop(step: int) -> bool:
-    """Whether all processes are to stop after this step because one of them got SIGTERM; all must ask at each step."""
-    return several() and multihost_utils.reached_preemption_sync_point(step)
+_turns = itertools.count()
+
+
+def asked_to_stop() -> bool:
+    """Whether all processes are to stop now because one of them got SIGTERM; all must ask equally often.
+
+    JAX agrees on a turn to come, the same in all, at which the answer is yes; so turns must not be left out.
+    """
+    return several() and multihost_utils.reached_preemption_sync_point(next(_turns))

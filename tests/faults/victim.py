@@ -41,6 +41,7 @@ class Fault:
       signal: its number.
       lost: what the state lacks when it is restored, "memory.NAME", "memory.NAME.row" or "denoiser.NAME"; empty:
         nothing.
+      slow: seconds that every call of steps takes more.
     """
 
     place: str = ""
@@ -48,6 +49,7 @@ class Fault:
     delay: float = 0.0
     signal: int = int(signal.SIGKILL)
     lost: str = ""
+    slow: float = 0.0
 
 
 def wrap(place: str, around: Callable[..., Any]) -> None:
@@ -120,11 +122,12 @@ def _without_last_row(array: Any) -> Any:
     return out
 
 
-def tracing(trace: Callable[[str], None]) -> None:
+def tracing(trace: Callable[[str], None], slow: float) -> None:
     """Writes down what is done, so that work done twice is seen."""
 
     def step(original: Callable[..., Any], log: Any, step: int, metrics: Any, global_step: int) -> Any:
         trace(f"step {global_step}")
+        time.sleep(slow)
         return original(log, step, metrics, global_step)
 
     def evaluation(
@@ -161,7 +164,7 @@ def main() -> None:
 
     if "FAULT_UNET" not in os.environ:
         small_runs.quick(setattr)
-    tracing(trace)
+    tracing(trace, fault.slow)
     if fault.place:
         strike(fault, trace)
     if fault.lost:
