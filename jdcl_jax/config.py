@@ -289,6 +289,15 @@ def _convert(key: str, text: str, old: Any) -> Any:
     return value
 
 
+def _of_type(key: str, value: Any, old: Any) -> Any:
+    """The value if it is of the same type as the one before it, a whole number also for one that need not be whole."""
+    if isinstance(old, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(old):
+        raise TypeError(f"{key} is {value!r}, which is no {type(old).__name__}")
+    return value
+
+
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     """Nested config -> {"train.steps": ...}."""
     flat = {}
@@ -321,9 +330,10 @@ def from_json(file: Path) -> ml_collections.ConfigDict:
         saved = json.loads(file.read_text())
         config = default_config()
         set_method(config, saved["method"]["name"])
+        known = flatten(config)
         for key, value in flatten(saved).items():
             if key != "method.name":
-                _assign(config, key, tuple(value) if isinstance(value, list) else value)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                _assign(config, key, _of_type(key, tuple(value) if isinstance(value, list) else value, known[key]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is no config of this version of jdcl_jax: {error}") from error
     return config.lock()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from jdcl_jax.errors import UserError, exit_on_user_error
+from jdcl_jax.errors import Arguments, UserError, exit_on_user_error
 from jdcl_jax.measuring.logits import own_logits
 from jdcl_jax.reporting.accuracy import logits_figure, phase_rows, phases_figure
 from jdcl_jax.reporting.figures import render
@@ -83,7 +83,7 @@ def _logits(run: Run, task: int, num: int) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m jdcl_jax.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kind", choices=KINDS)

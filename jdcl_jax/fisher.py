@@ -5,7 +5,6 @@ from jdcl_jax.training.backend import reexec_with_hugepages
 if __name__ == "__main__":
     reexec_with_hugepages()
 
-import argparse
 import dataclasses
 import json
 import shlex
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jdcl_jax.errors import UserError, exit_on_user_error
+from jdcl_jax.errors import Arguments, UserError, exit_on_user_error
 from jdcl_jax.measuring.curves import spread
 from jdcl_jax.measuring.gradients_at import structures
 from jdcl_jax.reporting.figures import render
@@ -59,7 +58,7 @@ def measure(workdir: Path, *, task: int, images: int, timesteps: int) -> dict[st
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jdcl_jax.fisher", description=__doc__)
+    parser = Arguments(prog="python -m jdcl_jax.fisher", description=__doc__)
     parser.add_argument("--workdir", required=True, type=Path, help="a run's folder")
     parser.add_argument("--task", type=int, default=0, help="after which task, from 1; the last finished one if 0")
     parser.add_argument("--images", type=int, default=128, help="per-sample gradients at each timestep")

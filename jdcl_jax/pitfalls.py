@@ -3,17 +3,16 @@
 python -m jdcl_jax.pitfalls runs/digits-study/runs/* --out=pitfalls.html
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from jdcl_jax.errors import exit_on_user_error
+from jdcl_jax.errors import Arguments, exit_on_user_error
 from jdcl_jax.reporting.pitfalls import write_pitfalls
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; `argv` without the program's name, from the process if None."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m jdcl_jax.pitfalls",
         description="Kendall's tau between rankings of the same runs by bits/dim, Frechet distance and class coverage, "
         "and exact demonstrations of what bits/dim hides. Runs need evaluation.likelihood.images above 0 and bpd_* in "

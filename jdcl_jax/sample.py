@@ -5,7 +5,6 @@ from jdcl_jax.training.backend import reexec_with_hugepages, share_cpu
 if __name__ == "__main__":
     reexec_with_hugepages()
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdcl_jax.diffusion.guidance import asked, on_clean
-from jdcl_jax.errors import UserError, exit_on_user_error
+from jdcl_jax.errors import Arguments, UserError, exit_on_user_error
 from jdcl_jax.keys import named_key
 from jdcl_jax.measuring.generation import Draw, Generator, balanced_labels
 from jdcl_jax.methods.denoising import generate
@@ -129,7 +128,7 @@ def _labels(asks_for_classes: bool, seen: list[int], label: int | None, num: int
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jdcl_jax.sample", description=__doc__)
+    parser = Arguments(prog="python -m jdcl_jax.sample", description=__doc__)
     parser.add_argument("--workdir", required=True, type=Path, help="a run's folder")
     parser.add_argument(
         "--task", type=int, default=0, help="after which task, from 1; the last finished one if not given"
