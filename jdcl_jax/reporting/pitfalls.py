@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jdcl_jax.archives import read_archive
 from jdcl_jax.errors import UserError
 from jdcl_jax.evaluation.pitfalls import bound_share, mixture_demonstration, rank_agreement
 from jdcl_jax.reporting import differences, html
@@ -156,9 +157,13 @@ def _late_share(run: Run) -> float | None:
     file = run.path / "curves" / f"task_{run.num_tasks:02d}.npz"
     if not file.is_file():
         return None
-    with np.load(file, allow_pickle=False) as arrays:
-        bits = np.nanmean(arrays["bits_fixed_small"], axis=0)
-    return bound_share(bits, int(LATE * len(bits)))
+    try:
+        bits = np.nanmean(
+            np.asarray(read_archive(file, ["bits_fixed_small"])[0]["bits_fixed_small"], np.float64), axis=0
+        )
+        return bound_share(bits, int(LATE * len(bits)))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file} can't be read ({error}); remove it, or run again") from error
 
 
 def _variance_gap(run: Run) -> float | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from faults.bad_input.endings import LONG, TABLE, CommandLines, fingerprint, table
 
 

@@ -86,7 +86,9 @@ def ends_well(kind: str, do: Callable[[], Any], *named: str) -> Any:
             result = do()
         except UserError as error:
             result = error
-    seen = [f"{w.filename}: {w.message}" for w in warned if not issubclass(w.category, DeprecationWarning)]
+    seen = [
+        f"{w.filename}: {w.message}" for w in warned if not issubclass(w.category, DeprecationWarning | ResourceWarning)
+    ]
     if isinstance(result, UserError):
         assert not seen, f"warnings beside a refusal: {seen}"
         line = line_of(result)

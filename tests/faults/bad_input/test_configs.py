@@ -6,11 +6,11 @@ from typing import Any
 
 import hypothesis
 import pytest
+from hypothesis import strategies as st
+
 from faults.bad_input import nasty
 from faults.bad_input.endings import DIGITS, cases, check_ending, ends_well, fingerprint, folder
 from faults.bad_input.tracing import traced
-from hypothesis import strategies as st
-
 from jdcl_jax.config import flatten, from_json
 from jdcl_jax.methods.registry import known_methods, known_penalties
 from jdcl_jax.validation import validate
@@ -18,8 +18,6 @@ from jdcl_jax.validation import validate
 pytestmark = pytest.mark.usefixtures("small")
 
 METHODS = sorted({*known_methods(), *(f"{p}" for p in known_penalties()), "l2+si+er", "ewc+gd", "rank1_ewc+gd"})
-
-
 
 
 class Bases(dict[str, Any]):
@@ -34,7 +32,9 @@ def bases(config_file: Callable[[str], Any]) -> Bases:
     """A valid config of every method, and of some with a denoiser alone."""
     digits = config_file("digits")
     named = [method for method in METHODS if not {"ewc", "rank1_ewc", "mas", "gpm"} & set(method.split("+"))]
-    alone = [f"{method},generation" for method in METHODS if method not in ("jdcl", "gppdm", "ddgr", "guide", "continued")]
+    alone = [
+        f"{method},generation" for method in METHODS if method not in ("jdcl", "gppdm", "ddgr", "guide", "continued")
+    ]
     return Bases({words: digits.get_config(words) for words in [*named, *alone]})
 
 
@@ -90,7 +90,9 @@ def test_a_config_json_that_is_damaged_is_read_or_refused(data: st.DataObject, b
 
 WORDS = st.one_of(
     st.sampled_from(METHODS),
-    st.sampled_from(("generation", "small", "gd+gr", "gd+", "+", "ewc+ewc", "jdcl+ewc", "=", "=1", "train.steps=", "(", "]")),
+    st.sampled_from(
+        ("generation", "small", "gd+gr", "gd+", "+", "ewc+ewc", "jdcl+ewc", "=", "=1", "train.steps=", "(", "]")
+    ),
     nasty.texts,
 )
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import hypothesis
 import numpy as np
-from faults.bad_input import nasty
-from faults.bad_input.endings import cases, ends_well, fingerprint, folder
 from hypothesis import strategies as st
 from PIL import Image
 
+from faults.bad_input import nasty
+from faults.bad_input.endings import cases, ends_well, fingerprint, folder
 from jdcl_jax.data.datasets import load
 
 MODES = ("L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "I;16", "I", "F", "YCbCr", "LAB", "HSV", "PA")
@@ -53,7 +53,9 @@ FILE_NAMES = st.one_of(
     nasty.names.filter(lambda text: "/" not in text and 0 < len(text) < 60 and text not in (".", "..")).map(lambda text: text + ".png"),
 )  # fmt: skip
 CLASS_NAMES = st.one_of(
-    st.sampled_from(("cat", "dog", "train", "test", ".hidden", "__pycache__", "10", "2", "a b", nasty.TAG.replace("/", ""))),
+    st.sampled_from(
+        ("cat", "dog", "train", "test", ".hidden", "__pycache__", "10", "2", "a b", nasty.TAG.replace("/", ""))
+    ),
     nasty.names.filter(lambda text: "/" not in text and 0 < len(text) < 60 and text not in (".", "..")),
 )
 
@@ -110,7 +112,9 @@ def loaded(root: Path, size: int, fit: str) -> None:
 
 
 @cases(60, 300)
-@hypothesis.given(picture=pictures(), size=st.sampled_from((0, 4)), ending=st.sampled_from(("png", "jpg", "webp", "bmp")))
+@hypothesis.given(
+    picture=pictures(), size=st.sampled_from((0, 4)), ending=st.sampled_from(("png", "jpg", "webp", "bmp"))
+)
 def test_one_odd_image_among_plain_ones_is_read_or_refused(picture: bytes, size: int, ending: str) -> None:
     with folder() as place:
         root = place / "images"

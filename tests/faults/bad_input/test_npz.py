@@ -8,10 +8,11 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
-from faults.bad_input import nasty
-from faults.bad_input.endings import cases, ends_well, folder
 from hypothesis import strategies as st
 
+from faults.bad_input import nasty
+from faults.bad_input.endings import cases, ends_well, folder
+from jdcl_jax import archives
 from jdcl_jax.data.datasets import load
 from jdcl_jax.errors import UserError
 
@@ -24,7 +25,9 @@ def arrays(draw: st.DrawFn, shapes: st.SearchStrategy[tuple[int, ...]]) -> np.nd
     kind, shape = np.dtype(draw(st.sampled_from(NUMERIC))), draw(shapes)
     if kind.kind == "O":
         return np.full(shape, nasty.Trap(nasty.SPRUNG), object)
-    numbers = draw(st.sampled_from((0, 1, 255, -1, 2, 100, 0.5, np.nan, np.inf, -np.inf, 2.0**31, 2.0**63, 1e300, "mixed")))
+    numbers = draw(
+        st.sampled_from((0, 1, 255, -1, 2, 100, 0.5, np.nan, np.inf, -np.inf, 2.0**31, 2.0**63, 1e300, "mixed"))
+    )
     with np.errstate(all="ignore"):
         if numbers == "mixed" or kind.kind in "USV":
             values = np.resize(np.arange(7), shape)
@@ -168,9 +171,7 @@ def test_names_of_data_that_are_not_there_are_refused(name: str, directory: str,
 
 
 def test_an_npz_of_more_than_the_memory_is_refused_by_its_declared_size(tmp_path: Path, monkeypatch: Any) -> None:
-    from jdcl_jax.data.sources import npz
-
-    monkeypatch.setattr(npz, "memory", lambda: 100_000)
+    monkeypatch.setattr(archives, "memory", lambda: 100_000)
     np.savez_compressed(tmp_path / "bomb.npz", images=np.zeros((20, 100, 100), np.uint8), labels=np.arange(20) % 2)
     with pytest.raises(UserError, match=r"bomb.npz: .*memory"):
         loaded(tmp_path / "bomb.npz")

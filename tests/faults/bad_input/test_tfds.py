@@ -9,10 +9,10 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
-from faults.bad_input import nasty
-from faults.bad_input.endings import cases, ends_well, fingerprint, folder
 from hypothesis import strategies as st
 
+from faults.bad_input import nasty
+from faults.bad_input.endings import cases, ends_well, fingerprint, folder
 from jdcl_jax.data.datasets import load
 
 
