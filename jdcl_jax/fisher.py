@@ -28,6 +28,9 @@ from jdcl_jax.restored import restore
 from jdcl_jax.results import commit
 from jdcl_jax.training.compile_cache import use_compilation_cache
 
+MOST = 1_000_000  # gradients, and timesteps
+RUN_FILES = ("config.json", "results.json", "study.json")
+
 
 def measure(workdir: Path, *, task: int, images: int, timesteps: int) -> dict[str, Any]:
     """Cosines and eigenvalues at evenly spaced timesteps, on training images of the task learned last.
@@ -68,8 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     plain_logging()
     with exit_on_user_error():
         check_picture_path(options.out)
-        if options.images < 3 or options.timesteps < 2 or options.task < 0:
-            raise UserError("--images counts from 3, --timesteps from 2 and --task from 0")
+        if not 3 <= options.images <= MOST or not 2 <= options.timesteps <= MOST or options.task < 0:
+            raise UserError(f"--images counts from 3, --timesteps from 2, both to {MOST}, and --task from 0")
+        if (numbers := options.out.with_suffix(".json")).name in RUN_FILES:
+            raise UserError(
+                f"--out={options.out}: its numbers would go to {numbers}, a file of runs; write another name"
+            )
         use_compilation_cache()
         found = measure(options.workdir, task=options.task, images=options.images, timesteps=options.timesteps)
         found["command"] = shlex.join(["python", "-m", "jdcl_jax.fisher", *(sys.argv[1:] if argv is None else argv)])

@@ -28,6 +28,8 @@ from jdcl_jax.reporting.progress import Progress
 from jdcl_jax.restored import Restored, restore
 from jdcl_jax.training.parallel import Parallel
 
+MOST = 1_000_000  # images of one picture
+
 
 def sample(
     workdir: Path,
@@ -156,8 +158,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     plain_logging()
     with exit_on_user_error():
         check_picture_path(arguments.out)
-        if arguments.num < 1 or arguments.task < 0 or arguments.seed < 0:
-            raise UserError("--num counts from 1, --task and --seed from 0")
+        if not 1 <= arguments.num <= MOST or arguments.task < 0 or not 0 <= arguments.seed < 2**31:
+            raise UserError(f"--num counts from 1 to {MOST}, --task from 0, --seed from 0 to {2**31 - 1}")
         share_cpu(arguments.num)
         images = sample(
             arguments.workdir,

@@ -13,9 +13,10 @@ import numpy as np
 
 from jdcl_jax.config import differing_keys
 from jdcl_jax.errors import UserError
+from jdcl_jax.paths import named_path
 from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.page import write_report
-from jdcl_jax.reporting.runs import MACHINE_KEYS
+from jdcl_jax.reporting.runs import MACHINE_KEYS, load_run
 from jdcl_jax.reporting.writer import write_json
 
 
@@ -38,7 +39,7 @@ class Workdir:
     """
 
     def __init__(self, path: Path, config: ml_collections.ConfigDict):
-        self.path = path
+        self.path = named_path(path, "--workdir", home=False)
         self._config = json.loads(config.to_json_best_effort())
         self._check_config()
 
@@ -63,6 +64,7 @@ class Workdir:
         results = read_json(file)
         if results.get("status") != "finished":
             return None
+        load_run(self.path)  # whoever reads on may rely on its form
         if not (self.path / "report.html").exists():
             write_report(self.path)
         return results
@@ -136,5 +138,5 @@ def read_json(file: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError("it holds no object")
         return found
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} can't be read ({error}); remove it or write another --workdir") from error

@@ -1,5 +1,6 @@
-"""What a command line prints of the log."""
+"""What a command line prints."""
 
+import io
 import logging
 import sys
 
@@ -8,6 +9,8 @@ from absl import logging as absl_logging
 
 def plain_logging() -> None:
     """Our own log lines as they are, on standard error; of the libraries that log through absl only errors."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what UTF-8 cannot write
+        sys.stdout.reconfigure(errors="backslashreplace")
     absl_logging.set_verbosity(absl_logging.ERROR)
     ours = logging.getLogger("jdcl_jax")
     if not ours.handlers:

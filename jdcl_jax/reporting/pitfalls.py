@@ -16,7 +16,7 @@ from jdcl_jax.reporting import differences, html
 from jdcl_jax.reporting.compare import Mean, mean_of
 from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.formats import number
-from jdcl_jax.reporting.runs import Labelled, Run, load_run
+from jdcl_jax.reporting.runs import Labelled, Run, load_run, whole
 from jdcl_jax.reporting.table import text_table
 
 BOUNDS = ("bpd_fixed_small", "bpd_fixed_large")
@@ -231,7 +231,12 @@ def write_pitfalls(workdirs: Sequence[str | os.PathLike[str]], out: str | os.Pat
     """
     if Path(out).suffix.lower() not in (".html", ".htm"):
         raise UserError(f"the study is a page: {out} does not end in .html; write e.g. --out=pitfalls.html")
-    runs = [Labelled(run.path, run.results, label_of(run)) for run in map(load_run, workdirs)]
+    runs = [load_run(workdir) for workdir in workdirs]
+    with whole(*runs):
+        return _write([Labelled(run.path, run.results, label_of(run)) for run in runs], out)
+
+
+def _write(runs: Sequence[Labelled], out: str | os.PathLike[str]) -> str:
     found, warnings = study(runs), differences.warnings(runs)
     title = f"Pitfalls of bits/dim: {len(found.methods)} methods on {runs[0].dataset}"
     write_bytes(out, html.page("pitfalls.html", title=title, pitfalls=context(found), warnings=warnings))

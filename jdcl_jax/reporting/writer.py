@@ -150,6 +150,6 @@ def _step(line: bytes) -> float:
     """The step of a line of metrics.jsonl; infinity where there is none."""
     try:
         step = json.loads(line)["step"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return math.inf
     return step if isinstance(step, int) else math.inf

@@ -9,7 +9,9 @@ from faults.bad_input import nasty
 from faults.bad_input.endings import DIGITS, cases, check_ending, fingerprint, folder
 from hypothesis import strategies as st
 
-NUMBER = st.one_of(st.sampled_from((0, 1, 2, 3, -1, 10**6 + 1, 10**12, 2**31, 2**63, 10**30)), nasty.names, nasty.floats)
+NUMBER = st.one_of(
+    st.sampled_from((0, 1, 2, 3, -1, 10**6 + 1, 10**12, 2**31, 2**63, 10**30)), nasty.names, nasty.floats
+)
 PLACES = (
     "run", "run/", "./run/../run", "absent", "", "run/config.json", "empty", "/dev/null", "/dev/null/x", "/proc/1/x", "loop", "dangling",
     "link", "/", "~nobody_of_that_name", "a" * 300, "a/" * 2000,
@@ -94,7 +96,9 @@ def test_words_of_every_program_run_or_are_refused(data: st.DataObject, finished
 def test_workdirs_of_main_are_refused_or_left_alone(data: st.DataObject, finished: Path, command_lines: Any) -> None:
     """With data that are absent: only the workdir's own troubles, and what is finished, come before them."""
     workdir = data.draw(WORKDIRS, label="workdir")
-    config = data.draw(st.sampled_from((f"{DIGITS}:", DIGITS, "absent.py", "run/config.json", "run", "")), label="config")
+    config = data.draw(
+        st.sampled_from((f"{DIGITS}:", DIGITS, "absent.py", "run/config.json", "run", "")), label="config"
+    )
     with folder() as place:
         scene(place, finished)
         before = fingerprint(place)
