@@ -6,6 +6,7 @@ A config file sets what differs from `default_config()` and returns `with_argume
 import ast
 import difflib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -280,7 +281,7 @@ def _convert(key: str, text: str, old: Any) -> Any:
         value = text
     if isinstance(old, tuple) and isinstance(value, list | tuple):
         return tuple(value)
-    if isinstance(old, float) and type(value) is int:
+    if isinstance(old, float) and type(value) is int and abs(value) < sys.float_info.max:
         return float(value)
     if type(value) is not type(old):
         raise UserError(
@@ -291,7 +292,7 @@ def _convert(key: str, text: str, old: Any) -> Any:
 
 def _of_type(key: str, value: Any, old: Any) -> Any:
     """The value if it is of the same type as the one before it, a whole number also for one that need not be whole."""
-    if isinstance(old, float) and type(value) is int:
+    if isinstance(old, float) and type(value) is int and abs(value) < sys.float_info.max:
         return float(value)
     if type(value) is not type(old):
         raise TypeError(f"{key} is {value!r}, which is no {type(old).__name__}")

@@ -4,9 +4,11 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from faults.bad_input.endings import LONG, TABLE, CommandLines, fingerprint, table
+from faults.bad_input import nasty
+from faults.bad_input.endings import DIGITS, LONG, TABLE, CommandLines, fingerprint, table
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,22 +34,23 @@ def command_lines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandL
 
 
 @pytest.fixture(scope="session")
-def run_words(tiny_words: Callable[..., str]) -> str:
-    """Behind the colon of configs/digits.py: a run of two tasks in few seconds, with curves."""
-    return tiny_words(
-        "gd", "tasks.first=2", "checkpoint.every=2", "evaluation.likelihood.images=4",
-        "evaluation.scores=('fd_classifier','kld','bpd_fixed_small','bpd_fixed_large')",
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def finished(run_words: str, tmp_path_factory: pytest.TempPathFactory, command_lines: CommandLines) -> Iterator[Path]:
-    """A finished run with the small network, as `command_lines` has it; it is the same in the end as it was."""
+def finished(
+    tiny_words: Callable[..., str], tmp_path_factory: pytest.TempPathFactory, command_lines: CommandLines
+) -> Iterator[Path]:
+    """A real run with the small network, on data whose name and classes are tags; it is the same in the end."""
     place = tmp_path_factory.mktemp("finished")
-    from faults.bad_input.endings import DIGITS
-
-    ending = command_lines(place, "main", f"--config={DIGITS}:{run_words}", "--workdir=run")
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1)).astype(np.uint8)
+    data = place / f"{nasty.TAG.replace('/', '')}.npz"
+    np.savez(data, images=images, labels=np.arange(60) % 6, class_names=np.array(nasty.TAGS))
+    words = tiny_words(
+        "finetune", "classifier.kind=joint", "classifier.hidden=8", "tasks.num_tasks=3", "tasks.first=2", "train.steps=2",
+        "checkpoint.every=2", "sampler.steps=2", "evaluation.likelihood.images=2", "evaluation.num_samples=20",
+        "evaluation.batch_size=20", "diffusion.timesteps=10",
+        "evaluation.scores=('accuracy','fd_classifier','kld','bpd_fixed_small','bpd_fixed_large')",
+    )  # fmt: skip
+    ending = command_lines(place, "main", f"--config={DIGITS}:{words}", f"--config.data.name=npz:{data}", "--workdir=run")
     assert ending.code == 0, ending.err
+    assert "Warning" not in ending.err, ending.err
     before = fingerprint(place)
     yield place / "run"
     assert fingerprint(place) == before

@@ -8,6 +8,9 @@ from hypothesis import strategies as st
 
 TAG = "<script>alert(1)</script>"
 
+TAGS = (TAG, '"><img src=x onerror=alert(1)>', "</style></title>" + TAG, "{{ 7*7 }}", "$\\frac$ & 日本", "\u202e\x1b[31m")
+"""Names of classes that are more than text where a page does not take care."""
+
 TEXTS = (
     "", " ", "\0", "a\0b", "a\nb", "a\r\nerror: b", "\x1b[31mred\x1b[0m", "\u202egpj.exe", "\u2028", "é日本語🦜", "$x$", r"$\frac$",
     TAG, "'\"", "../../x", "/etc/passwd", "~", "~nobody_of_that_name/x", ".", "..", "-", "--", "nan", "inf", "None", "True",

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
-import numpy as np
 import pytest
 from faults.bad_input import nasty
-from faults.bad_input.endings import DIGITS, cases, check_ending, fingerprint, folder
+from faults.bad_input.endings import cases, check_ending, fingerprint, folder
 from faults.bad_input.test_tfds import changed
 from hypothesis import strategies as st
 
@@ -52,7 +51,7 @@ def spoil(draw: Callable[..., Any], file: Path) -> None:
         file.write_bytes(draw(nasty.damaged(file.read_bytes())))
 
 
-@cases(40, 300)
+@cases(12, 160)
 @hypothesis.given(data=st.data())
 def test_pages_of_files_that_were_changed_are_made_or_refused(
     data: st.DataObject, finished: Path, command_lines: Any
@@ -87,64 +86,36 @@ class Elements(html.parser.HTMLParser):
             self.scripts.append((tag, attrs))
 
 
-NAMES = (
-    TAG,
-    '"><img src=x onerror=alert(1)>',
-    "</style></title>" + TAG,
-    "{{ 7*7 }}",
-    "$\\frac$ & 日本",
-    "\u202e\x1b[31m",
-)
+PAGES = {
+    "run/report.html": ("report", "run"),
+    "study.html": ("study", "--workdir=.", "--report-only"),
+    "compare.html": ("report", "run", "other", "third", "--out=compare.html"),
+    "pitfalls.html": ("pitfalls", "run", "other", "third", "--out=pitfalls.html"),
+}
 
 
-@pytest.fixture(scope="module")
-def of_tags(tmp_path_factory: pytest.TempPathFactory, command_lines: Any, tiny_words: Callable[..., str]) -> Path:
-    """Real small runs, joint classifier and all, on data whose classes are called after tags."""
-    place = tmp_path_factory.mktemp("tags")
-    images = np.random.default_rng(0).integers(0, 256, (120, 8, 8, 1)).astype(np.uint8)
-    data = place / f"{TAG.replace('/', '')}.npz"
-    np.savez(data, images=images, labels=np.arange(120) % 6, class_names=np.array(NAMES))
-    runs = []
-    for method, seed in (("gr", 0), ("gr", 1), ("finetune", 0), ("l2", 0)):
-        words = tiny_words(
-            method, "classifier.kind=joint", "classifier.hidden=8", "tasks.num_tasks=3", "tasks.first=2", f"seed={seed}",
-            "evaluation.likelihood.images=4", "evaluation.num_samples=20",
-            "evaluation.scores=('accuracy','fd_classifier','kld','bpd_fixed_small','bpd_fixed_large')",
-        )  # fmt: skip
-        where = f"runs/{method}-{seed}"
-        flags = (f"--config.data.name=npz:{data}", f"--workdir={where}")
-        ending = command_lines(place, "main", f"--config={DIGITS}:{words}", *flags)
-        assert ending.code == 0, ending.err
-        assert "Warning" not in ending.err, ending.err
-        runs.append({"method": f"{method}{TAG}", "slug": method, "seed": seed, "folder": where})
-    (place / "study.json").write_text(json.dumps({"format": 1, "shared": {}, "runs": runs, "calls": []}))
-    folders = [run["folder"] for run in runs]
-    for command in (
-        ("study", "--workdir=.", "--report-only"),
-        ("report", *folders, "--out=compare.html"),
-        ("pitfalls", *folders[::2], folders[3], "--out=pitfalls.html"),
-        ("figures", "phases", folders[0], "--out=phases.png"),
-        ("figures", "logits", folders[0], "--num=8", "--out=logits.png"),
-    ):
-        ending = command_lines(place, *command)
-        assert ending.code == 0, ending.err
-        assert "Warning" not in ending.err, ending.err
-    return place
-
-
-@pytest.mark.parametrize("page", ["runs/gr-0/report.html", "study.html", "compare.html", "pitfalls.html"])
-def test_a_page_shows_tags_in_names_as_text(of_tags: Path, page: str) -> None:
-    text = (of_tags / page).read_text()
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_shows_tags_in_names_as_text(page: str, finished: Path, command_lines: Any, tmp_path: Path) -> None:
+    scene(tmp_path, finished)
+    record = json.loads((tmp_path / "study.json").read_text())
+    for run in record["runs"]:
+        run["method"] += TAG
+    (tmp_path / "study.json").write_text(json.dumps(record))
+    ending = command_lines(tmp_path, *PAGES[page])
+    assert ending.code == 0, ending.err
+    assert "Warning" not in ending.err
+    text = (tmp_path / page).read_text()
     elements = Elements(text)
     assert elements.scripts == []
-    assert len(elements.tags) > 50
+    assert len(elements.tags) > 30
     assert "alert(1)" in text
     assert TAG not in text
-    assert "onerror=alert(1)>" not in text.replace("&#34;&gt;&lt;img src=x onerror=alert(1)&gt;", "")
-    assert "49" not in text or "{{ 7*7 }}" in text or "7*7" not in text
+    assert "<img src=x" not in text
 
 
-def test_the_names_of_the_classes_are_on_the_page_of_the_run(of_tags: Path) -> None:
-    text = (of_tags / "runs/gr-0/report.html").read_text()
+def test_the_names_of_the_classes_are_on_the_page_as_they_are(finished: Path) -> None:
+    text = (finished / "report.html").read_text()
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
-    assert "{{ 7*7 }}" in text
+    assert Elements(text).scripts == []
+    assert "onerror=alert(1)&gt;" in text
+    assert "49" not in [word.strip(",.") for word in text.split()]
