@@ -1,6 +1,7 @@
 """Archives of arrays (.npz) that somebody names: read without trust, and never unpickled."""
 
 import contextlib
+import io
 import os
 import zipfile
 from collections.abc import Collection
@@ -15,7 +16,7 @@ class ArchiveError(ValueError):
 
 
 def read_archive(
-    file: str | os.PathLike[str] | BinaryIO, names: Collection[str] | None = None
+    file: str | os.PathLike[str] | io.BytesIO, names: Collection[str] | None = None
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Reads arrays of an archive.
 
@@ -31,7 +32,7 @@ def read_archive(
     """
     try:
         with contextlib.ExitStack() as stack:
-            stream = file if hasattr(file, "read") else stack.enter_context(Path(file).open("rb"))
+            stream = file if isinstance(file, io.BytesIO) else stack.enter_context(Path(file).open("rb"))
             _check_size(stream, names)
             stream.seek(0)
             archive = stack.enter_context(np.load(stream, allow_pickle=False))

@@ -138,8 +138,8 @@ def _read_image(file: Path) -> tuple[np.ndarray, bool]:
         with warnings.catch_warnings(action="ignore"), Image.open(file) as picture:
             mode = picture.mode
             pixels = np.asarray(picture.convert("RGB"))
-    # Its warnings are of transparency, which is dropped, and of damaged extras. Pillow's decoders raise many types for a broken file (OSError, SyntaxError, ValueError,
-    # struct.error, ...).
+    # Its warnings are of transparency, which is dropped, and of damaged extras. Pillow's decoders
+    # raise many types for a broken file (OSError, SyntaxError, ValueError, struct.error, ...).
     except Exception as error:
         raise UserError(f"{file}: cannot be read as an image ({error}): replace or delete it") from error
     if mode in DEEP_MODES:

@@ -43,12 +43,23 @@ def finished(
     data = place / f"{nasty.TAG.replace('/', '')}.npz"
     np.savez(data, images=images, labels=np.arange(60) % 6, class_names=np.array(nasty.TAGS))
     words = tiny_words(
-        "finetune", "classifier.kind=joint", "classifier.hidden=8", "tasks.num_tasks=3", "tasks.first=2", "train.steps=2",
-        "checkpoint.every=2", "sampler.steps=2", "evaluation.likelihood.images=2", "evaluation.num_samples=20",
-        "evaluation.batch_size=20", "diffusion.timesteps=10",
+        "finetune",
+        "classifier.kind=joint",
+        "classifier.hidden=8",
+        "tasks.num_tasks=3",
+        "tasks.first=2",
+        "train.steps=2",
+        "checkpoint.every=2",
+        "sampler.steps=2",
+        "evaluation.likelihood.images=2",
+        "evaluation.num_samples=20",
+        "evaluation.batch_size=20",
+        "diffusion.timesteps=10",
         "evaluation.scores=('accuracy','fd_classifier','kld','bpd_fixed_small','bpd_fixed_large')",
-    )  # fmt: skip
-    ending = command_lines(place, "main", f"--config={DIGITS}:{words}", f"--config.data.name=npz:{data}", "--workdir=run")
+    )
+    ending = command_lines(
+        place, "main", f"--config={DIGITS}:{words}", f"--config.data.name=npz:{data}", "--workdir=run"
+    )
     assert ending.code == 0, ending.err
     assert "Warning" not in ending.err, ending.err
     before = fingerprint(place)

@@ -67,7 +67,7 @@ def fingerprint(path: Path) -> dict[str, str]:
             entry = Path(root, name)
             key = str(entry.relative_to(path))
             if entry.is_symlink():
-                found[key] = f"link to {os.readlink(entry)}"
+                found[key] = f"link to {entry.readlink()}"
             elif entry.is_file():
                 found[key] = hashlib.sha256(entry.read_bytes()).hexdigest()
             else:

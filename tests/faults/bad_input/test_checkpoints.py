@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+from hypothesis import strategies as st
+
 from faults.bad_input import nasty
 from faults.bad_input.endings import cases, check_ending, fingerprint, folder
-from hypothesis import strategies as st
 
 READERS = (
     ("sample", "--workdir=run", "--num=2"),

@@ -5,24 +5,65 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+from hypothesis import strategies as st
+
 from faults.bad_input import nasty
 from faults.bad_input.endings import DIGITS, cases, check_ending, fingerprint, folder
-from hypothesis import strategies as st
 
 NUMBER = st.one_of(
     st.sampled_from((0, 1, 2, 3, -1, 10**6 + 1, 10**12, 2**31, 2**63, 10**30)), nasty.names, nasty.floats
 )
 PLACES = (
-    "run", "run/", "./run/../run", "absent", "", "run/config.json", "empty", "/dev/null", "/dev/null/x", "/proc/1/x", "loop", "dangling",
-    "link", "/", "~nobody_of_that_name", "a" * 300, "a/" * 2000,
-)  # fmt: skip
+    "run",
+    "run/",
+    "./run/../run",
+    "absent",
+    "",
+    "run/config.json",
+    "empty",
+    "/dev/null",
+    "/dev/null/x",
+    "/proc/1/x",
+    "loop",
+    "dangling",
+    "link",
+    "/",
+    "~nobody_of_that_name",
+    "a" * 300,
+    "a/" * 2000,
+)
 WORKDIRS = st.one_of(st.just("run"), st.just("run"), st.sampled_from(PLACES), nasty.names)
 OUTS = st.one_of(
-    st.sampled_from(("x.png", "deep/er/x.png", "run/x.png", "run/results.png", "run/config.png", "run/results.json", "run/config.json",
-                     "run/samples/task_01.png", "run", "x", "x.PNG", "x.html", ".html", "/dev/null", "/dev/null/x.png", "/proc/x.png",
-                     "full.png", "full.html", "a" * 300 + ".png", "loop/x.png", "dangling.png", "run/report.html")),
-    nasty.names, nasty.names.map("{}.png".format), nasty.names.map("{}.html".format),
-)  # fmt: skip
+    st.sampled_from(
+        (
+            "x.png",
+            "deep/er/x.png",
+            "run/x.png",
+            "run/results.png",
+            "run/config.png",
+            "run/results.json",
+            "run/config.json",
+            "run/samples/task_01.png",
+            "run",
+            "x",
+            "x.PNG",
+            "x.html",
+            ".html",
+            "/dev/null",
+            "/dev/null/x.png",
+            "/proc/x.png",
+            "full.png",
+            "full.html",
+            "a" * 300 + ".png",
+            "loop/x.png",
+            "dangling.png",
+            "run/report.html",
+        )
+    ),
+    nasty.names,
+    nasty.names.map("{}.png".format),
+    nasty.names.map("{}.html".format),
+)
 
 FLAGS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "sample": dict.fromkeys(("task", "num", "seed", "label", "guidance", "towards", "scale"), NUMBER) | {"out": OUTS},
@@ -31,10 +72,14 @@ FLAGS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "report": {"out": OUTS},
     "pitfalls": {"out": OUTS},
     "study": {
-        "jobs": NUMBER, "seeds": nasty.names, "config": st.one_of(st.sampled_from((DIGITS, "absent.py", "run", "run/config.json")), nasty.names),
-        "methods": st.one_of(st.sampled_from(("gd", "gd(", "gd,gd", "er(x=1)", "gd(train.steps=-1)", "jdcl+ewc", "nosuch")), nasty.names),
+        "jobs": NUMBER,
+        "seeds": nasty.names,
+        "config": st.one_of(st.sampled_from((DIGITS, "absent.py", "run", "run/config.json")), nasty.names),
+        "methods": st.one_of(
+            st.sampled_from(("gd", "gd(", "gd,gd", "er(x=1)", "gd(train.steps=-1)", "jdcl+ewc", "nosuch")), nasty.names
+        ),
     },
-}  # fmt: skip
+}
 SMALL = {"sample": ("--num=2",), "fisher": ("--images=3", "--timesteps=2"), "figures": ("--num=2",)}
 
 

@@ -49,9 +49,25 @@ def pictures(draw: st.DrawFn) -> bytes:
 
 PLAIN = encoded("L", "png", (6, 6))
 FILE_NAMES = st.one_of(
-    st.sampled_from(("a.png", "B.PNG", "c.jpg", "d.webp", "e.bmp", ".hidden.png", "no_ending", "f.txt", "g.gif", "h.png.tmp", "i.tiff")),
-    nasty.names.filter(lambda text: "/" not in text and 0 < len(text) < 60 and text not in (".", "..")).map(lambda text: text + ".png"),
-)  # fmt: skip
+    st.sampled_from(
+        (
+            "a.png",
+            "B.PNG",
+            "c.jpg",
+            "d.webp",
+            "e.bmp",
+            ".hidden.png",
+            "no_ending",
+            "f.txt",
+            "g.gif",
+            "h.png.tmp",
+            "i.tiff",
+        )
+    ),
+    nasty.names.filter(lambda text: "/" not in text and 0 < len(text) < 60 and text not in (".", "..")).map(
+        lambda text: text + ".png"
+    ),
+)
 CLASS_NAMES = st.one_of(
     st.sampled_from(
         ("cat", "dog", "train", "test", ".hidden", "__pycache__", "10", "2", "a b", nasty.TAG.replace("/", ""))

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from faults.bad_input import nasty
 from faults.bad_input.endings import check_refusal, fingerprint, line_of
 from faults.bad_input.test_weights import IMAGES, SETTINGS
-
 from jdcl_jax.archives import ArchiveError, read_archive
 from jdcl_jax.config import default_config, from_json
 from jdcl_jax.data.datasets import load
@@ -157,7 +157,9 @@ def test_what_a_run_holds_is_not_overwritten_and_no_limit_is_met_later(
     assert fingerprint(tmp_path) == before
 
 
-def test_a_name_that_utf_8_cannot_write_is_shown_all_the_same(finished: Path, command_lines: Any, tmp_path: Path) -> None:
+def test_a_name_that_utf_8_cannot_write_is_shown_all_the_same(
+    finished: Path, command_lines: Any, tmp_path: Path
+) -> None:
     ending = command_lines(tmp_path, "report", str(finished), "--out=\udcff.html")
     assert ending.code == 0, ending.err
     assert r"\udcff.html" in ending.out

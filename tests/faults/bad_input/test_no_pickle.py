@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+
 from faults.bad_input.endings import REPOSITORY
 
 PACKAGE = REPOSITORY / "jdcl_jax"
@@ -28,11 +29,11 @@ def told(node: ast.AST) -> str:
 
 
 def _told_of_load(node: ast.Call) -> str:
-    for keyword in node.keywords:
-        if keyword.arg == "allow_pickle" and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False):
-            return "allow_pickle"
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+    if given.get("allow_pickle", "False") != "False":
+        return "allow_pickle"
     loads = isinstance(node.func, ast.Attribute) and ast.unparse(node.func) in ("np.load", "numpy.load", "torch.load")
-    return "load" if loads and "allow_pickle" not in [keyword.arg for keyword in node.keywords] else ""
+    return "load" if loads and "allow_pickle" not in given else ""
 
 
 def faults(source: str) -> set[str]:
@@ -47,9 +48,16 @@ def test_a_file_of_the_package_neither_unpickles_nor_evaluates(path: Path) -> No
 @pytest.mark.parametrize(
     "source",
     [
-        "import pickle", "from torch import load", "np.load(x)", "np.load(x, allow_pickle=True)", "numpy.load(x, allow_pickle=y)",
-        "eval(x)", "exec(x)", "loader.exec_module(m)", "import joblib.numpy_pickle",
+        "import pickle",
+        "from torch import load",
+        "np.load(x)",
+        "np.load(x, allow_pickle=True)",
+        "numpy.load(x, allow_pickle=y)",
+        "eval(x)",
+        "exec(x)",
+        "loader.exec_module(m)",
+        "import joblib.numpy_pickle",
     ],
-)  # fmt: skip
+)
 def test_what_is_not_to_be_done_is_seen(source: str) -> None:
     assert faults(source)

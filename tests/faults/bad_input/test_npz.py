@@ -29,10 +29,8 @@ def arrays(draw: st.DrawFn, shapes: st.SearchStrategy[tuple[int, ...]]) -> np.nd
         st.sampled_from((0, 1, 255, -1, 2, 100, 0.5, np.nan, np.inf, -np.inf, 2.0**31, 2.0**63, 1e300, "mixed"))
     )
     with np.errstate(all="ignore"):
-        if numbers == "mixed" or kind.kind in "USV":
-            values = np.resize(np.arange(7), shape)
-        else:
-            values = np.full(shape, numbers)
+        mixed = numbers == "mixed" or kind.kind in "USV"
+        values = np.resize(np.arange(7), shape) if mixed else np.full(shape, numbers)
         if kind.kind in "mM":
             values = np.nan_to_num(values, posinf=9, neginf=0).astype(np.int64)
         try:
@@ -86,9 +84,12 @@ def loaded(path: Path, size: int = 0, fit: str = "resize", domain: str = "") -> 
 
 @cases(100, 400)
 @hypothesis.given(
-    found=other_arrays(), size=st.sampled_from((0, 0, 4, 8)), fit=st.sampled_from(("resize", "pad")),
-    domain=st.sampled_from(("", "", "domains", "session")), packed=st.booleans(),
-)  # fmt: skip
+    found=other_arrays(),
+    size=st.sampled_from((0, 0, 4, 8)),
+    fit=st.sampled_from(("resize", "pad")),
+    domain=st.sampled_from(("", "", "domains", "session")),
+    packed=st.booleans(),
+)
 def test_an_npz_of_other_arrays_is_read_or_refused(found: Any, size: int, fit: str, domain: str, packed: bool) -> None:
     with folder() as place:
         path = place / "data.npz"
@@ -145,9 +146,11 @@ HEADERS = (
 
 @cases(30, 60)
 @hypothesis.given(
-    key=st.sampled_from(("images", "labels", "class_names", "test_images")), text=st.sampled_from(HEADERS),
-    name=st.sampled_from(("{}.npy", "../{}.npy", "/tmp/{}.npy", "{}")), method=st.sampled_from((0, 8, 12, 14)),
-)  # fmt: skip
+    key=st.sampled_from(("images", "labels", "class_names", "test_images")),
+    text=st.sampled_from(HEADERS),
+    name=st.sampled_from(("{}.npy", "../{}.npy", "/tmp/{}.npy", "{}")),
+    method=st.sampled_from((0, 8, 12, 14)),
+)
 def test_headers_that_promise_too_much_are_refused(key: str, text: str, name: str, method: int) -> None:
     with folder() as place:
         path = place / "data.npz"

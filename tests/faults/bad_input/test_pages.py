@@ -9,10 +9,11 @@ from typing import Any
 
 import hypothesis
 import pytest
+from hypothesis import strategies as st
+
 from faults.bad_input import nasty
 from faults.bad_input.endings import cases, check_ending, fingerprint, folder
 from faults.bad_input.test_tfds import changed
-from hypothesis import strategies as st
 
 TAG = nasty.TAG
 FILES = ("results.json", "results.json", "results.json", "metrics.jsonl", "curves/task_02.npz", "samples/task_01.png")

@@ -10,11 +10,11 @@ import hypothesis
 import numpy as np
 import pytest
 import safetensors.numpy
+from hypothesis import strategies as st
+
 from faults.bad_input import nasty
 from faults.bad_input.endings import cases, ends_well, fingerprint, folder
 from faults.bad_input.test_npz import HEADERS, arrays, header, stored
-from hypothesis import strategies as st
-
 from jdcl_jax.data.arrays import Split
 from jdcl_jax.data.embeddings import read_label_embeddings
 from jdcl_jax.evaluation import classifier_cache
@@ -36,11 +36,18 @@ def lying(text: str) -> bytes:
 
 
 HEADS = (
-    "{}", "[]", "null", "[" * 2000, '{"x": 1}', '{"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}',
+    "{}",
+    "[]",
+    "null",
+    "[" * 2000,
+    '{"x": 1}',
+    '{"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}',
     '{"x": {"dtype": "F32", "shape": [4000000000, 4000000000], "data_offsets": [0, 16]}}',
-    '{"x": {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]}}', '{"x": {"dtype": "BF16", "shape": [8], "data_offsets": [0, 16]}}',
-    '{"x": {"dtype": "F32", "shape": [4], "data_offsets": [16, 0]}}', '{"../x": {"dtype": "F8_E4M3", "shape": [16], "data_offsets": [0, 16]}}',
-)  # fmt: skip
+    '{"x": {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]}}',
+    '{"x": {"dtype": "BF16", "shape": [8], "data_offsets": [0, 16]}}',
+    '{"x": {"dtype": "F32", "shape": [4], "data_offsets": [16, 0]}}',
+    '{"../x": {"dtype": "F8_E4M3", "shape": [16], "data_offsets": [0, 16]}}',
+)
 
 
 @st.composite

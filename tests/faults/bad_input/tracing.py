@@ -17,7 +17,7 @@ def traced(config: Any) -> None:
     memory = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), shapes["memory"])
     for task in range(min(parts.num_tasks, 2)):
         phases = list(parts.method.phases(task))
-        for place, phase in enumerate(phases):
+        for place in range(len(phases)):
             context = jax.tree.map(jax.numpy.asarray, parts.method.context(memory, task))
             jax.eval_shape(lambda own, c=context, n=place, p=phases: _step(parts, p, n, own, c), shapes["networks"])
 
