@@ -279,6 +279,10 @@ def _convert(key: str, text: str, old: Any) -> Any:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     except (ValueError, SyntaxError):
         value = text
+    try:
+        repr(value)
+    except ValueError as error:  # Python writes no whole number of more than 4300 digits
+        raise UserError(f"{key} has a number of thousands of digits; write for example {key}={old}") from error
     if isinstance(old, tuple) and isinstance(value, list | tuple):
         return tuple(value)
     if isinstance(old, float) and type(value) is int and abs(value) < sys.float_info.max:

@@ -40,7 +40,10 @@ class Workdir:
 
     def __init__(self, path: Path, config: ml_collections.ConfigDict):
         self.path = named_path(path, "--workdir", home=False)
-        self._config = json.loads(config.to_json_best_effort())
+        try:
+            self._config = json.loads(config.to_json_best_effort())
+        except ValueError as error:  # Python writes no whole number of more than 4300 digits
+            raise UserError("the config has a number of thousands of digits; write a smaller one") from error
         self._check_config()
 
     def _check_config(self) -> None:

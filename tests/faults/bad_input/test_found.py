@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 from faults.bad_input import nasty
-from faults.bad_input.endings import check_refusal, fingerprint, line_of
+from faults.bad_input.endings import DIGITS, check_refusal, fingerprint, line_of
 from faults.bad_input.test_weights import IMAGES, SETTINGS
 from jdcl_jax.archives import ArchiveError, read_archive
-from jdcl_jax.config import default_config, from_json
+from jdcl_jax.config import default_config, from_json, set_key
 from jdcl_jax.data.datasets import load
 from jdcl_jax.errors import UserError
 from jdcl_jax.evaluation.classifier_cache import load_or_train_classifier
 from jdcl_jax.reporting.page import write_report
 from jdcl_jax.reporting.runs import load_run
 from jdcl_jax.reporting.study_runs import read_record
+from jdcl_jax.training.checkpoint import Checkpoints
 from jdcl_jax.validation import validate
 from jdcl_jax.workdir import Workdir, default_workdir, read_json
 
@@ -52,6 +53,15 @@ def test_a_number_too_large_to_count_to(key: str, value: int, tmp_path: Path) ->
 @pytest.mark.parametrize("value", [None, True, "3", [3], {"a": 1}, 2.5])
 def test_a_config_json_with_a_value_of_another_type(value: Any, tmp_path: Path) -> None:
     refused(lambda: validate(from_json(config_with(tmp_path, "train.steps", value))), "config.json", "train.steps")
+
+
+@pytest.mark.parametrize("text", ["0x" + "f" * 5000, "(8, 0x" + "f" * 5000 + ")"], ids=["number", "tuple"])
+def test_a_number_that_python_does_not_write(text: str, command_lines: Any, tmp_path: Path) -> None:
+    refused(lambda: set_key(default_config().unlock(), "train.steps", text), "train.steps")
+    refused(lambda: set_key(default_config().unlock(), "model.channels", text), "model.channels")
+    flag = f"--config.train.steps={text}"
+    ending = command_lines(tmp_path, "main", f"--config={DIGITS}", flag, "--config.data.name=npz:absent.npz")
+    check_refusal(ending.code, ending.out, ending.err)
 
 
 @pytest.mark.parametrize("key", ["model.layers_per_block", "classifier.hidden"])
@@ -199,3 +209,21 @@ def test_label_embeddings_of_no_archive(tmp_path: Path) -> None:
 
     np.save(tmp_path / "x.npy", np.zeros(3))
     refused(lambda: read_label_embeddings(str(tmp_path / "x.npy"), ["cat"]), "context.embeddings")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'"task": 1', b'"task": 7'), (b'"task": 1', b'"task":-1'), (b"0.25", b"0.75")]
+)
+def test_a_record_of_a_checkpoint_that_was_altered(old: bytes, new: bytes, tmp_path: Path) -> None:
+    """The position of a run, and its scores so far, are in the record, which the arrays' checksum does not cover."""
+    state = {"x": np.zeros(3, np.float32)}
+    record = {"position": {"task": 1}, "history": {"scores": [0.25, None], "last": float("nan")}}
+    writing = Checkpoints(tmp_path)
+    writing.save_task(1, state, record)
+    writing.wait()
+    assert writing.restore_task(1, state)[1]["position"] == {"task": 1}
+    writing.close()
+    inside = (tmp_path / "tasks" / "1").rglob("*")
+    (file,) = [path for path in inside if path.is_file() and old in path.read_bytes()]
+    file.write_bytes(file.read_bytes().replace(old, new))
+    refused(lambda: Checkpoints(tmp_path, read_only=True).restore_task(1, state), "checkpoint of task 1", "damaged")
