@@ -34,7 +34,7 @@ def spoil(draw: Callable[..., Any], path: Path) -> None:
         path.write_bytes(draw(nasty.damaged(path.read_bytes())))
 
 
-@cases(5, 60)
+@cases(4, 60)
 @hypothesis.given(data=st.data())
 def test_damaged_checkpoints_are_read_or_refused(data: st.DataObject, finished: Path, command_lines: Any) -> None:
     with folder() as place:

@@ -1,7 +1,10 @@
 """Faults that generated cases, or reading with them in mind, have found; each by its name."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 
 from faults.bad_input import nasty
-from faults.bad_input.endings import DIGITS, check_refusal, fingerprint, line_of
+from faults.bad_input.endings import DIGITS, REPOSITORY, check_refusal, fingerprint, line_of
 from faults.bad_input.test_weights import IMAGES, SETTINGS
 from jdcl_jax.archives import ArchiveError, read_archive
 from jdcl_jax.config import default_config, from_json, set_key
@@ -180,7 +183,7 @@ def test_a_name_that_utf_8_cannot_write_is_shown_all_the_same(
     [
         ("tasks", [7]),
         ("scores", {"kld": {"matrix": [[10**400]], "union": [0.0]}}),
-        ("cost", [{"task": 1, "phase": "train"}]),
+        ("cost", [{"task": 1}]),
         ("phases", [{"projection": 3}]),
         ("phases", [7]),
     ],
@@ -227,3 +230,20 @@ def test_a_record_of_a_checkpoint_that_was_altered(old: bytes, new: bytes, tmp_p
     (file,) = [path for path in inside if path.is_file() and old in path.read_bytes()]
     file.write_bytes(file.read_bytes().replace(old, new))
     refused(lambda: Checkpoints(tmp_path, read_only=True).restore_task(1, state), "checkpoint of task 1", "damaged")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("jdcl_jax.main", f"--config={DIGITS}:train.steps=0", "--workdir=run"), "train.steps"),
+        (("jdcl_jax.sample", "--workdir=absent"), "absent"),
+        (("jdcl_jax.pitfalls", "absent\n\x1b[31m"), "absent"),
+    ],
+)
+def test_a_program_started_as_a_user_does(words: tuple[str, ...], named: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "GLIBC_TUNABLES": ""}
+    command = [sys.executable, "-m", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    check_refusal(done.returncode, done.stdout, done.stderr)
+    assert named in done.stderr
+    assert fingerprint(tmp_path) == {}
