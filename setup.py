@@ -41,7 +41,7 @@ setuptools.setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["ipykernel", "mypy", "nbclient", "nbformat", "pytest", "pytest-xdist", "ruff"],
+        "test": ["hypothesis", "ipykernel", "mypy", "nbclient", "nbformat", "pytest", "pytest-xdist", "ruff"],
         "bench": ["diffusers", "torch"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],

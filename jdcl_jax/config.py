@@ -6,6 +6,7 @@ A config file sets what differs from `default_config()` and returns `with_argume
 import ast
 import difflib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -282,14 +283,27 @@ def _convert(key: str, text: str, old: Any) -> Any:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     except (ValueError, SyntaxError):
         value = text
+    try:
+        repr(value)
+    except ValueError as error:  # Python writes no whole number of more than 4300 digits
+        raise UserError(f"{key} has a number of thousands of digits; write for example {key}={old}") from error
     if isinstance(old, tuple) and isinstance(value, list | tuple):
         return tuple(value)
-    if isinstance(old, float) and type(value) is int:
+    if isinstance(old, float) and type(value) is int and abs(value) < sys.float_info.max:
         return float(value)
     if type(value) is not type(old):
         raise UserError(
             f"{key} is {old!r}, of type {type(old).__name__}; '{text}' is none; write for example {key}={old}"
         )
+    return value
+
+
+def _of_type(key: str, value: Any, old: Any) -> Any:
+    """The value if it is of the same type as the one before it, a whole number also for one that need not be whole."""
+    if isinstance(old, float) and type(value) is int and abs(value) < sys.float_info.max:
+        return float(value)
+    if type(value) is not type(old):
+        raise TypeError(f"{key} is {value!r}, which is no {type(old).__name__}")
     return value
 
 
@@ -325,9 +339,10 @@ def from_json(file: Path) -> ml_collections.ConfigDict:
         saved = json.loads(file.read_text())
         config = default_config()
         set_method(config, saved["method"]["name"])
+        known = flatten(config)
         for key, value in flatten(saved).items():
             if key != "method.name":
-                _assign(config, key, tuple(value) if isinstance(value, list) else value)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                _assign(config, key, _of_type(key, tuple(value) if isinstance(value, list) else value, known[key]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is no config of this version of jdcl_jax: {error}") from error
     return config.lock()

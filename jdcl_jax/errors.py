@@ -1,8 +1,10 @@
 """What the person at the keyboard did wrong, said in one line."""
 
+import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -15,6 +17,21 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def one_line(text: str) -> str:
+    """Text on one line, what a terminal would obey or not show written as in a string of Python."""
+    words = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+
+
+class Arguments(argparse.ArgumentParser):
+    """Reads the words of a command line; what it refuses is one line too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with exit code 2."""
+        with exit_on_user_error():
+            raise UserError(f"{message}; see {self.prog} --help")
+        raise AssertionError("not reached")

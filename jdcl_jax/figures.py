@@ -19,19 +19,20 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from jdcl_jax.errors import UserError, exit_on_user_error
+from jdcl_jax.errors import Arguments, UserError, exit_on_user_error
 from jdcl_jax.measuring.logits import own_logits
 from jdcl_jax.reporting.accuracy import logits_figure, phase_rows, phases_figure
 from jdcl_jax.reporting.figures import render
 from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.grids import check_picture_path
 from jdcl_jax.reporting.logs import plain_logging
-from jdcl_jax.reporting.runs import Run, load_run
+from jdcl_jax.reporting.runs import Run, load_run, whole
 from jdcl_jax.reporting.variants import ablation_figure, continued_figure, labelled_groups
 from jdcl_jax.restored import restore
 from jdcl_jax.training.compile_cache import use_compilation_cache
 
 NUM = 1000  # images that are generated for "logits"
+MOST = 1_000_000  # of them
 KINDS = ("phases", "logits", "continued", "ablation")
 
 
@@ -47,17 +48,20 @@ def draw(kind: str, workdirs: Sequence[Path], *, task: int, num: int) -> Figure:
     Raises:
       UserError: the runs are not of that kind.
     """
+    runs = [load_run(workdir) for workdir in workdirs]
     places = [workdir.resolve() for workdir in workdirs]
     twice = [str(workdir) for workdir, place in zip(workdirs, places, strict=True) if places.count(place) > 1]
     if twice:
         raise UserError(f"{twice[0]} is named twice and would count as two seeds; write every folder once")
-    runs = [load_run(workdir) for workdir in workdirs]
     if kind in ("phases", "logits") and len(runs) != 1:
         raise UserError(f"{kind} is a figure of one run; write one folder")
-    if kind == "phases":
-        return _phases(runs[0])
     if kind == "logits":
         return _logits(runs[0], task, num)
+    with whole(*runs):
+        return _phases(runs[0]) if kind == "phases" else _of_groups(kind, runs)
+
+
+def _of_groups(kind: str, runs: Sequence[Run]) -> Figure:
     groups = labelled_groups(runs)
     return continued_figure(groups) if kind == "continued" else ablation_figure(groups)
 
@@ -83,7 +87,7 @@ def _logits(run: Run, task: int, num: int) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m jdcl_jax.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kind", choices=KINDS)
@@ -96,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = options.out or Path(f"{options.kind}.png")
     with exit_on_user_error():
         check_picture_path(out)
-        if options.num < 1 or options.task < 0:
-            raise UserError("--num counts from 1 and --task from 0")
+        if not 1 <= options.num <= MOST or options.task < 0:
+            raise UserError(f"--num counts from 1 to {MOST} and --task from 0")
         if options.kind == "logits":
             share_cpu(options.num)
             use_compilation_cache()

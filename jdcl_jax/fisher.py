@@ -5,7 +5,6 @@ from jdcl_jax.training.backend import reexec_with_hugepages
 if __name__ == "__main__":
     reexec_with_hugepages()
 
-import argparse
 import dataclasses
 import json
 import shlex
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jdcl_jax.errors import UserError, exit_on_user_error
+from jdcl_jax.errors import Arguments, UserError, exit_on_user_error
 from jdcl_jax.measuring.curves import spread
 from jdcl_jax.measuring.gradients_at import structures
 from jdcl_jax.reporting.figures import render
@@ -28,6 +27,9 @@ from jdcl_jax.reporting.structure import structure_figure, structure_table
 from jdcl_jax.restored import restore
 from jdcl_jax.results import commit
 from jdcl_jax.training.compile_cache import use_compilation_cache
+
+MOST = 1_000_000  # gradients, and timesteps
+RUN_FILES = ("config.json", "results.json", "study.json")
 
 
 def measure(workdir: Path, *, task: int, images: int, timesteps: int) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def measure(workdir: Path, *, task: int, images: int, timesteps: int) -> dict[st
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jdcl_jax.fisher", description=__doc__)
+    parser = Arguments(prog="python -m jdcl_jax.fisher", description=__doc__)
     parser.add_argument("--workdir", required=True, type=Path, help="a run's folder")
     parser.add_argument("--task", type=int, default=0, help="after which task, from 1; the last finished one if 0")
     parser.add_argument("--images", type=int, default=128, help="per-sample gradients at each timestep")
@@ -69,8 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     plain_logging()
     with exit_on_user_error():
         check_picture_path(options.out)
-        if options.images < 3 or options.timesteps < 2 or options.task < 0:
-            raise UserError("--images counts from 3, --timesteps from 2 and --task from 0")
+        if not 3 <= options.images <= MOST or not 2 <= options.timesteps <= MOST or options.task < 0:
+            raise UserError(f"--images counts from 3, --timesteps from 2, both to {MOST}, and --task from 0")
+        if (numbers := options.out.with_suffix(".json")).name in RUN_FILES:
+            raise UserError(
+                f"--out={options.out}: its numbers would go to {numbers}, a file of runs; write another name"
+            )
         use_compilation_cache()
         found = measure(options.workdir, task=options.task, images=options.images, timesteps=options.timesteps)
         found["command"] = shlex.join(["python", "-m", "jdcl_jax.fisher", *(sys.argv[1:] if argv is None else argv)])

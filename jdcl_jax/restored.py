@@ -7,6 +7,7 @@ from jdcl_jax.assembly import Parts, RunArrays, assemble
 from jdcl_jax.config import from_json
 from jdcl_jax.errors import UserError
 from jdcl_jax.methods.method import DENOISER, SOLVER
+from jdcl_jax.paths import named_path
 from jdcl_jax.training.checkpoint import Checkpoints
 from jdcl_jax.training.state import PyTree
 
@@ -36,7 +37,7 @@ def restore(workdir: Path, task: int) -> Restored:
     Raises:
       UserError: no such run or task.
     """
-    if not (workdir / "config.json").exists():
+    if not (named_path(workdir, "--workdir", home=False) / "config.json").exists():
         raise UserError(f"{workdir} holds no run: config.json is missing; write the --workdir of jdcl_jax.main")
     parts = assemble(from_json(workdir / "config.json"))
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)

@@ -5,7 +5,6 @@ from jdcl_jax.training.backend import reexec_with_hugepages, share_cpu
 if __name__ == "__main__":
     reexec_with_hugepages()
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdcl_jax.diffusion.guidance import asked, on_clean
-from jdcl_jax.errors import UserError, exit_on_user_error
+from jdcl_jax.errors import Arguments, UserError, exit_on_user_error
 from jdcl_jax.keys import named_key
 from jdcl_jax.measuring.generation import Draw, Generator, balanced_labels
 from jdcl_jax.methods.denoising import generate
@@ -28,6 +27,8 @@ from jdcl_jax.reporting.logs import plain_logging
 from jdcl_jax.reporting.progress import Progress
 from jdcl_jax.restored import Restored, restore
 from jdcl_jax.training.parallel import Parallel
+
+MOST = 1_000_000  # images of one picture
 
 
 def sample(
@@ -129,7 +130,7 @@ def _labels(asks_for_classes: bool, seen: list[int], label: int | None, num: int
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jdcl_jax.sample", description=__doc__)
+    parser = Arguments(prog="python -m jdcl_jax.sample", description=__doc__)
     parser.add_argument("--workdir", required=True, type=Path, help="a run's folder")
     parser.add_argument(
         "--task", type=int, default=0, help="after which task, from 1; the last finished one if not given"
@@ -157,8 +158,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     plain_logging()
     with exit_on_user_error():
         check_picture_path(arguments.out)
-        if arguments.num < 1 or arguments.task < 0 or arguments.seed < 0:
-            raise UserError("--num counts from 1, --task and --seed from 0")
+        if not 1 <= arguments.num <= MOST or arguments.task < 0 or not 0 <= arguments.seed < 2**31:
+            raise UserError(f"--num counts from 1 to {MOST}, --task from 0, --seed from 0 to {2**31 - 1}")
         share_cpu(arguments.num)
         images = sample(
             arguments.workdir,

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 from jdcl_jax.campaign import make_plan, measure_structure, run_plan
-from jdcl_jax.errors import UserError, exit_on_user_error
+from jdcl_jax.errors import Arguments, UserError, exit_on_user_error
 from jdcl_jax.processes import Failure, Interrupted
 from jdcl_jax.reporting.logs import plain_logging
 from jdcl_jax.reporting.study import write_study
@@ -45,7 +45,7 @@ def study(options: argparse.Namespace, command: str) -> list[Failure]:
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m jdcl_jax.study", description="Runs methods x seeds and sets them beside each other on one page."
     )
     parser.add_argument("--config", default="", metavar="FILE[:ARG]", help="config file, and what holds for all runs")

@@ -40,65 +40,69 @@ _CHOICES = {
     "evaluation.weights": ("raw", "ema"),
 }
 
-# key -> (smallest, largest); None is open
-_RANGES: dict[str, tuple[float | None, float | None]] = {
+MOST = 2**31 - 1  # of anything counted; more does not fit into the 32 bits of JAX's whole numbers
+LARGEST = 1e30  # of any other number; its square still is a number of float32's exponent
+WIDEST, DEEPEST = 2**16, 64  # channels of a layer, layers of a level
+
+# key -> (smallest, largest)
+_RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "data.image_size": (0, 2048),
     "data.validation": (0.0, 0.5),
     "data.label_fraction": (0.0, 1.0),
-    "data.device_memory_mib": (0, None),
+    "data.device_memory_mib": (0, MOST),
     "views.crop_scale": (0.01, 1.0),
     "views.operations": (0, 10),
     "views.magnitude": (1, 10),
     "views.cutout": (0.0, 1.0),
-    "classifier.hidden": (1, None),
+    "classifier.hidden": (1, WIDEST),
     "classifier.dropout": (0.0, 0.99),
-    "classifier.weight": (0.0, None),
-    "sampler.classifier_guidance": (0.0, None),
-    "evaluation.probe.images": (2, None),
-    "context.width": (1, None),
-    "context.label_width": (1, None),
-    "context.pooled": (1, None),
-    "solver.steps": (0, None),
-    "solver.learning_rate": (1e-12, None),
+    "classifier.weight": (0.0, LARGEST),
+    "sampler.classifier_guidance": (0.0, LARGEST),
+    "evaluation.probe.images": (2, MOST),
+    "context.width": (1, WIDEST),
+    "context.label_width": (1, WIDEST),
+    "context.pooled": (1, MOST),
+    "solver.steps": (0, MOST),
+    "solver.learning_rate": (1e-12, LARGEST),
     "solver.momentum": (0.0, 0.9999),
-    "solver.weight_decay": (0.0, None),
-    "tasks.num_tasks": (0, None),
-    "tasks.first": (0, None),
-    "model.layers_per_block": (1, None),
-    "model.head_channels": (0, None),
-    "model.heads": (0, None),
-    "model.groups": (1, None),
+    "solver.weight_decay": (0.0, LARGEST),
+    "tasks.num_tasks": (0, MOST),
+    "tasks.first": (0, MOST),
+    "model.layers_per_block": (1, DEEPEST),
+    "model.head_channels": (0, WIDEST),
+    "model.heads": (0, WIDEST),
+    "model.groups": (1, WIDEST),
     "model.dropout": (0.0, 0.99),
     "model.label_dropout": (0.0, 1.0),
     "diffusion.timesteps": (2, 100_000),
     "diffusion.beta_start": (1e-6, 0.999),
     "diffusion.beta_end": (1e-6, 0.999),
     "sampler.eta": (0.0, 1.0),
-    "sampler.guidance": (0.0, None),
-    "sampler.steps": (1, None),
-    "train.steps": (1, None),
-    "train.epochs": (0, None),
-    "train.batch_size": (1, None),
-    "train.learning_rate": (1e-12, None),
-    "train.warmup": (0, None),
-    "train.weight_decay": (0.0, None),
-    "train.clip_norm": (0.0, None),
+    "sampler.guidance": (0.0, LARGEST),
+    "sampler.steps": (1, MOST),
+    "train.steps": (1, MOST),
+    "train.epochs": (0, MOST),
+    "train.batch_size": (1, MOST),
+    "train.learning_rate": (1e-12, LARGEST),
+    "train.warmup": (0, MOST),
+    "train.weight_decay": (0.0, LARGEST),
+    "train.clip_norm": (0.0, LARGEST),
     "train.ema": (0.0, 0.9999999),
-    "train.steps_per_call": (1, None),
-    "train.log_every": (1, None),
-    "evaluation.num_samples": (2, None),
-    "evaluation.batch_size": (1, None),
-    "evaluation.likelihood.images": (0, None),
-    "evaluation.likelihood.batch_size": (1, None),
-    "evaluation.classifier.features": (1, None),
-    "evaluation.classifier.steps": (1, None),
-    "evaluation.classifier.batch_size": (1, None),
+    "train.steps_per_call": (1, MOST),
+    "train.log_every": (1, MOST),
+    "evaluation.num_samples": (2, MOST),
+    "evaluation.batch_size": (1, MOST),
+    "evaluation.likelihood.images": (0, MOST),
+    "evaluation.likelihood.batch_size": (1, MOST),
+    "evaluation.classifier.features": (1, WIDEST),
+    "evaluation.classifier.steps": (1, MOST),
+    "evaluation.classifier.batch_size": (1, MOST),
     "evaluation.classifier.shift": (0, 64),
-    "evaluation.classifier.learning_rate": (1e-12, None),
-    "checkpoint.every": (1, None),
-    "checkpoint.grace": (0.0, None),
-    "train.skip_bad_steps": (0, None),
+    "evaluation.classifier.learning_rate": (1e-12, LARGEST),
+    "checkpoint.every": (1, MOST),
+    "checkpoint.grace": (0.0, 86400.0),
+    "train.skip_bad_steps": (0, MOST),
 }
 
 
@@ -109,8 +113,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"{key} is '{value}'; write one of: {', '.join(choices)}")
     for key, (low, high) in _RANGES.items():
         value = _get(config, key)
-        in_range = (low is None or value >= low) and (high is None or value <= high)
-        if not (in_range and math.isfinite(value)):
+        if not low <= value <= high:  # nor is NaN
             raise UserError(f"{key} is {value}; write {_span(low, high)}")
     _validate_method(config)
     _validate_diffusion(config)
@@ -127,9 +130,9 @@ def _get(config: ml_collections.ConfigDict, key: str) -> Any:
     return value
 
 
-def _span(low: float | None, high: float | None) -> str:
-    if high is None:
-        return f"{low} or more"
+def _span(low: float, high: float) -> str:
+    if high in (MOST, LARGEST):
+        return f"{low} or more, up to {high}"
     return f"a value from {low} to {high}"
 
 
@@ -142,6 +145,8 @@ def _validate_method(config: ml_collections.ConfigDict) -> None:
             )
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"method.{key} is {value}; write a finite number")
+        if isinstance(value, int | float) and not abs(value) <= (MOST if isinstance(value, int) else LARGEST):
+            raise UserError(f"method.{key} is {value}; write a smaller number")
 
 
 def _validate_diffusion(config: ml_collections.ConfigDict) -> None:
@@ -218,8 +223,10 @@ def _validate_context(config: ml_collections.ConfigDict) -> None:
 
 def _check_widths(config: ml_collections.ConfigDict, key: str) -> None:
     widths = _get(config, key)
-    if not widths or any(type(width) is not int or width < 1 for width in widths):
-        raise UserError(f"{key} is {widths}; write one positive whole number per level, such as (32, 64)")
+    if not widths or any(type(width) is not int or not 1 <= width <= WIDEST for width in widths):
+        raise UserError(
+            f"{key} is {widths}; write one positive whole number per level, at most {WIDEST}, such as (32, 64)"
+        )
 
 
 def _check_heads(config: ml_collections.ConfigDict, size: int) -> None:

@@ -13,9 +13,10 @@ import numpy as np
 
 from jdcl_jax.config import differing_keys
 from jdcl_jax.errors import UserError
+from jdcl_jax.paths import named_path
 from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.page import write_report
-from jdcl_jax.reporting.runs import MACHINE_KEYS
+from jdcl_jax.reporting.runs import MACHINE_KEYS, load_run
 from jdcl_jax.reporting.writer import write_json
 from jdcl_jax.training import hosts
 
@@ -39,8 +40,11 @@ class Workdir:
     """
 
     def __init__(self, path: Path, config: ml_collections.ConfigDict):
-        self.path = path
-        self._config = json.loads(config.to_json_best_effort())
+        self.path = named_path(path, "--workdir", home=False)
+        try:
+            self._config = json.loads(config.to_json_best_effort())
+        except ValueError as error:  # Python writes no whole number of more than 4300 digits
+            raise UserError("the config has a number of thousands of digits; write a smaller one") from error
         hosts.told_by_writer(self._check_config)
 
     def _check_config(self) -> None:
@@ -67,6 +71,7 @@ class Workdir:
         results = read_json(file)
         if results.get("status") != "finished":
             return None
+        load_run(self.path)  # whoever reads on may rely on its form
         if not (self.path / "report.html").exists():
             write_report(self.path)
         return results
@@ -145,5 +150,5 @@ def read_json(file: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError("it holds no object")
         return found
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} can't be read ({error}); remove it or write another --workdir") from error

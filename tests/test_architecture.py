@@ -39,7 +39,7 @@ FLOORS = {
     ),
     **dict.fromkeys(("main", "sample", "report", "study", "fisher", "pitfalls", "figures"), 5),
 }
-FOUNDATION = {"errors", "keys", ""}  # "" is jdcl_jax itself: its version
+FOUNDATION = {"errors", "keys", "archives", "paths", ""}  # "" is jdcl_jax itself: its version
 BESIDE = {("evaluation", "jdcl_jax.models"), ("evaluation", "jdcl_jax.data.arrays")}  # of one floor, yet allowed
 APART = {("reporting", "methods")}  # a lower floor, yet forbidden
 

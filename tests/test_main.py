@@ -107,7 +107,7 @@ BAD_CONFIGS = {
     ),
     "a classifier of words": (f"--config={GENERATION},evaluation.classifier.channels=('a',)", "write one positive"),
     "huge images": (f"--config={GENERATION},data.image_size=100000", "data.image_size is 100000"),
-    "huge store": (f"--config={GENERATION},method.replay=stored,method.stored_per_class=1{'0' * 99}", "GiB of images"),
+    "huge store": (f"--config={GENERATION},method.replay=stored,method.stored_per_class=1{'0' * 9}", "GiB of images"),
     "huge calls": (f"--config={GENERATION},train.steps_per_call=1000000000", "write train.steps_per_call=300"),
     "no score": (f"--config={GENERATION},evaluation.scores=()", "evaluation.scores is empty"),
     "more tasks than classes": (f"--config={GENERATION},tasks.num_tasks=11", "num_tasks is 11 with 10 classes"),

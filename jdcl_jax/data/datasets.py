@@ -1,11 +1,10 @@
 """From the name of a data set to uint8 arrays."""
 
-from pathlib import Path
-
 from jdcl_jax.data.arrays import Dataset, Split, checked, with_test_of_each_domain
 from jdcl_jax.data.resize import Fit
 from jdcl_jax.data.sources import digits, folder, npz, tfds_records
 from jdcl_jax.errors import UserError
+from jdcl_jax.paths import named_path
 
 __all__ = ["Dataset", "Split", "load"]
 
@@ -67,7 +66,7 @@ def _read(name: str, directory: str, fit: Fit, test_fraction: float, domain: str
         return tfds_records.read(name, directory, fit, BUILT_IN, domain)
     if not path:
         raise UserError(f"data set {name!r} names no path: write {kind}:PATH")
-    full_path = Path(directory).expanduser() / Path(path).expanduser()
+    full_path = named_path(named_path(directory, "data.dir") / named_path(path, "data.name"), "data.name")
     if kind == "npz":
         return npz.read(name, full_path, fit, test_fraction, domain)
     return folder.read(name, full_path, fit, test_fraction)

@@ -1,12 +1,12 @@
 """Label embeddings from a file: a vector for each class name, such as a text encoder gives."""
 
-import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from jdcl_jax.archives import ArchiveError, read_archive
 from jdcl_jax.errors import UserError
+from jdcl_jax.paths import named_path
 
 
 def read_label_embeddings(path: str, class_names: Sequence[str]) -> np.ndarray:
@@ -22,17 +22,19 @@ def read_label_embeddings(path: str, class_names: Sequence[str]) -> np.ndarray:
       UserError: no such file, a class without a vector, or vectors that are not finite and of one length.
     """
     try:
-        with np.load(Path(path).expanduser(), allow_pickle=False) as file:
-            missing = [name for name in class_names if name not in file.files]
-            if missing:
-                raise UserError(
-                    f"context.embeddings: {path} has no vector for the class '{missing[0]}'"
-                    f"{f' and {len(missing) - 1} more' if missing[1:] else ''}; it holds {', '.join(file.files[:5])}, "
-                    "...; write an npz file of one vector per class name"
-                )
-            vectors = [np.asarray(file[name]) for name in class_names]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"context.embeddings: {path} can't be read as npz: {error}") from error
+        found, held = read_archive(named_path(path, "context.embeddings"), class_names)
+    except (OSError, ArchiveError) as error:
+        raise UserError(
+            f"context.embeddings: {path} can't be read as npz ({error}); write an npz file of one vector per class name"
+        ) from error
+    missing = [name for name in class_names if name not in found]
+    if missing:
+        raise UserError(
+            f"context.embeddings: {path} has no vector for the class '{missing[0]}'"
+            f"{f' and {len(missing) - 1} more' if missing[1:] else ''}; it holds {', '.join(held[:5])}, "
+            "...; write an npz file of one vector per class name"
+        )
+    vectors = [found[name] for name in class_names]
     for name, vector in zip(class_names, vectors, strict=True):
         if vector.ndim != 1 or vector.shape != vectors[0].shape or vector.dtype.kind not in "fiu":
             raise UserError(

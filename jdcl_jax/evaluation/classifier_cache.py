@@ -28,6 +28,7 @@ from jdcl_jax.evaluation.classifier import (
     train_classifier,
 )
 from jdcl_jax.evaluation.features import ClassifierFeatures
+from jdcl_jax.paths import named_path
 
 # Raise this when the network, its training or the file changes: older files are then not found.
 FORMAT = 1
@@ -48,14 +49,14 @@ def load_or_train_classifier(
     written costs a one-line warning and the time to train again next time.
 
     Raises:
-        UserError: as `train_classifier`.
+        UserError: as `train_classifier`, and a cache that can be no path.
     """
     name = _name((train, validation, test), settings)
-    path = Path(cache_dir) / f"classifier-{name[:32]}.safetensors"
-    if path.exists():
+    path = named_path(cache_dir, "evaluation.cache_dir") / f"classifier-{name[:32]}.safetensors"
+    if os.path.lexists(path):
         try:
             return _read(path, settings)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = " ".join(str(error).split())
             _log.warning("training the classifier again: %s is damaged (%s)", path, reason)
     trained = train_classifier(train, validation, test, settings)

@@ -11,8 +11,6 @@ import hashlib
 import io
 import re
 import shlex
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jdcl_jax.archives import ArchiveError, read_archive
 from jdcl_jax.errors import UserError
 from jdcl_jax.evaluation.features import in_batches
 from jdcl_jax.models.inception import (
@@ -197,20 +196,10 @@ def _read_tensors(data: bytes, path: Path) -> dict[str, np.ndarray]:
     try:
         if path.suffix.lower() == ".safetensors":
             return safetensors.numpy.load(data)
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            return {name: np.asarray(archive[name]) for name in archive.files}
+        return read_archive(io.BytesIO(data))[0]
     except KeyError as error:  # safetensors' name of a number format that numpy lacks
         raise _not_inception(str(path), f"it holds {error} numbers, not float32") from error
-    except (
-        safetensors.SafetensorError,
-        zipfile.BadZipFile,
-        zlib.error,
-        OSError,
-        EOFError,
-        ValueError,  # numpy: a pickle inside, or no archive
-        TypeError,  # numpy: a bare .npy array, which is no archive either
-        RuntimeError,  # zipfile: encrypted, or an unknown compression
-    ) as error:
+    except (safetensors.SafetensorError, ArchiveError, ValueError, TypeError, OverflowError, MemoryError) as error:
         kind = path.suffix.lower()
         raise _not_inception(str(path), f"it is damaged, cut short, or not a {kind} file of plain arrays") from error
 

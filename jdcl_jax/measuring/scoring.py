@@ -21,6 +21,7 @@ from jdcl_jax.evaluation.inception_features import InceptionFeatures
 from jdcl_jax.evaluation.real import RealSide
 from jdcl_jax.evaluation.replay import ReplayQuality, replay_quality
 from jdcl_jax.evaluation.scores import Measured, select
+from jdcl_jax.paths import named_path
 
 
 class Scorer:
@@ -109,7 +110,7 @@ class Scorer:
 def cache_dir(chosen: str) -> Path:
     """Where trained classifiers are kept."""
     if chosen:
-        return Path(chosen).expanduser()
+        return named_path(chosen, "evaluation.cache_dir")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jdcl_jax" / "classifiers"
 
 

@@ -13,7 +13,7 @@ from jdcl_jax.errors import UserError
 from jdcl_jax.reporting import differences, formats, html, plots
 from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.page import sample_pictures
-from jdcl_jax.reporting.runs import Run, Score, floats, load_run, summary_names
+from jdcl_jax.reporting.runs import Run, Score, floats, load_run, summary_names, whole
 from jdcl_jax.reporting.table import formulas, text_table
 
 
@@ -111,11 +111,16 @@ def compare(workdirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
         raise UserError("no runs to compare; give the workdirs of one or more runs")
     if Path(out).suffix.lower() not in (".html", ".htm"):
         raise UserError(f"a comparison is a page: {out} does not end in .html; write e.g. --out=compare.html")
+    runs = [load_run(workdir) for workdir in workdirs]
     places = [Path(workdir).resolve() for workdir in workdirs]
     for index, place in enumerate(places):
         if place in places[:index]:
             raise UserError(f"{workdirs[index]} is given twice; give each run once")
-    runs = [load_run(workdir) for workdir in workdirs]
+    with whole(*runs):
+        return _compare(runs, out)
+
+
+def _compare(runs: Sequence[Run], out: str | os.PathLike[str]) -> str:
     warnings = differences.warnings(runs)
     hardware = differences.hardware(runs)
     groups = [Group(dataset, method, tuple(own)) for (dataset, method), own in differences.groups(runs).items()]

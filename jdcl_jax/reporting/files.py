@@ -8,6 +8,15 @@ from jdcl_jax.errors import UserError
 from jdcl_jax.training import hosts
 
 
+def check_page_path(path: str | os.PathLike[str]) -> Path:
+    """The path; `UserError` unless it ends in .html, so that no page takes the place of a run's own files."""
+    if Path(path).suffix.lower() not in (".html", ".htm"):
+        raise UserError(
+            f"pages are HTML files: {os.fspath(path)!r} does not end in .html; write {Path(path).stem}.html"
+        )
+    return Path(path)
+
+
 @hosts.by_writer
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes `data` to `path` at once: a reader finds the old file or the new one, nothing between.

@@ -1,5 +1,6 @@
-"""What a command line prints of the log."""
+"""What a command line prints."""
 
+import io
 import logging
 import sys
 
@@ -11,6 +12,8 @@ def plain_logging() -> None:
 
     What goes wrong there is raised too, and is said once, in one line.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what UTF-8 cannot write
+        sys.stdout.reconfigure(errors="backslashreplace")
     absl_logging.set_verbosity(absl_logging.FATAL)
     ours = logging.getLogger("jdcl_jax")
     if not ours.handlers:

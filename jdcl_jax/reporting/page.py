@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from jdcl_jax.reporting import accuracy, html, plots
-from jdcl_jax.reporting.files import write_bytes
-from jdcl_jax.reporting.runs import Run, Score, floats, load_run, summary_names
+from jdcl_jax.reporting.files import check_page_path, write_bytes
+from jdcl_jax.reporting.runs import Run, Score, floats, load_run, summary_names, whole
 from jdcl_jax.reporting.table import formulas
 
 
@@ -27,8 +27,10 @@ def write_report(workdir: str | os.PathLike[str], out: str | os.PathLike[str] | 
       UserError: the folder is no run, its results.json is broken, or the page cannot be written.
     """
     run = load_run(workdir)
-    target = Path(workdir) / "report.html" if out is None else Path(out)
-    write_bytes(target, html.page("report.html", **_context(run)))
+    target = Path(workdir) / "report.html" if out is None else check_page_path(out)
+    with whole(run):
+        page = html.page("report.html", **_context(run))
+    write_bytes(target, page)
     return target
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from jdcl_jax.archives import read_archive
 from jdcl_jax.errors import UserError
 from jdcl_jax.evaluation.pitfalls import bound_share, mixture_demonstration, rank_agreement
 from jdcl_jax.reporting import differences, html
 from jdcl_jax.reporting.compare import Mean, mean_of
 from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.formats import number
-from jdcl_jax.reporting.runs import Labelled, Run, load_run
+from jdcl_jax.reporting.runs import Labelled, Run, load_run, whole
 from jdcl_jax.reporting.table import text_table
 
 BOUNDS = ("bpd_fixed_small", "bpd_fixed_large")
@@ -156,9 +157,13 @@ def _late_share(run: Run) -> float | None:
     file = run.path / "curves" / f"task_{run.num_tasks:02d}.npz"
     if not file.is_file():
         return None
-    with np.load(file, allow_pickle=False) as arrays:
-        bits = np.nanmean(arrays["bits_fixed_small"], axis=0)
-    return bound_share(bits, int(LATE * len(bits)))
+    try:
+        bits = np.nanmean(
+            np.asarray(read_archive(file, ["bits_fixed_small"])[0]["bits_fixed_small"], np.float64), axis=0
+        )
+        return bound_share(bits, int(LATE * len(bits)))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file} can't be read ({error}); remove it, or run again") from error
 
 
 def _variance_gap(run: Run) -> float | None:
@@ -226,7 +231,12 @@ def write_pitfalls(workdirs: Sequence[str | os.PathLike[str]], out: str | os.Pat
     """
     if Path(out).suffix.lower() not in (".html", ".htm"):
         raise UserError(f"the study is a page: {out} does not end in .html; write e.g. --out=pitfalls.html")
-    runs = [Labelled(run.path, run.results, label_of(run)) for run in map(load_run, workdirs)]
+    runs = [load_run(workdir) for workdir in workdirs]
+    with whole(*runs):
+        return _write([Labelled(run.path, run.results, label_of(run)) for run in runs], out)
+
+
+def _write(runs: Sequence[Labelled], out: str | os.PathLike[str]) -> str:
     found, warnings = study(runs), differences.warnings(runs)
     title = f"Pitfalls of bits/dim: {len(found.methods)} methods on {runs[0].dataset}"
     write_bytes(out, html.page("pitfalls.html", title=title, pitfalls=context(found), warnings=warnings))

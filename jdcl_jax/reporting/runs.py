@@ -1,19 +1,25 @@
 """Reading a workdir back: results.json, metrics.jsonl and the sample grids."""
 
+import contextlib
 import functools
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from jdcl_jax.errors import UserError
+from jdcl_jax.paths import named_path
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+BROKEN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, jinja2.TemplateError)
+"""What reading a tree raises that somebody has changed by hand."""
+
 MACHINE_KEYS = ("data.dir", "evaluation.cache_dir")
 """Keys of a config that say where things lie on a machine; a run may be resumed with other values."""
 
@@ -128,7 +134,7 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
       UserError: the folder is missing, holds no results.json, or one that is broken; names the
         folder.
     """
-    folder = Path(workdir)
+    folder = named_path(workdir, "the workdir", home=False)
     path = folder / "results.json"
     if not folder.is_dir():
         raise UserError(f"{workdir} is not a folder; give the workdir of a run, e.g. runs/digits-gd-0")
@@ -142,10 +148,26 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
             raise TypeError("no scores")
     except OSError as error:
         raise UserError(f"cannot read results.json of {workdir}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"results.json of {workdir} is broken ({reason}); restore it, or run again") from error
+    except BROKEN as error:
+        raise broken(str(workdir), error) from error
     return run
+
+
+def broken(whose: str, error: Exception) -> UserError:
+    """What to say where a results.json has not the form that it promises."""
+    reason = f"no {error}" if isinstance(error, KeyError) else error or type(error).__name__
+    return UserError(f"results.json of {whose} is broken ({str(reason)[:200]}); restore it, or run again")
+
+
+@contextlib.contextmanager
+def whole(*runs: Run) -> Iterator[None]:
+    """Around what shows runs: entries of their results that have another form than was written are a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BROKEN as error:
+        raise broken(" or ".join(run.name for run in runs), error) from error
 
 
 def _check(results: Any) -> None:
@@ -230,7 +252,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)

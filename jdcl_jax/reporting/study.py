@@ -17,6 +17,7 @@ from jdcl_jax.reporting.files import write_bytes
 from jdcl_jax.reporting.page import sample_pictures
 from jdcl_jax.reporting.panels import in_panels
 from jdcl_jax.reporting.published import unstated
+from jdcl_jax.reporting.runs import whole
 from jdcl_jax.reporting.structure import structure_figure
 from jdcl_jax.reporting.study_csv import csv_text, value_of
 from jdcl_jax.reporting.study_runs import SCORE_GROUPS, SUMMARIES, Member, Study, load_study
@@ -41,6 +42,11 @@ def write_study(workdir: str | os.PathLike[str], methods: Sequence[str] = ()) ->
       UserError: there is no study.json, or something cannot be written.
     """
     study = load_study(workdir, methods)
+    with whole(*study.members):
+        return _write(study)
+
+
+def _write(study: Study) -> str:
     sections = {"union": _union_figures(study), **_timestep_figures(study), "cost": _cost_figures(study)}
     sections["structure"] = _structure_figures(study)
     figures = {name: figure for section in sections.values() for name, figure in section.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jdcl_jax.errors import UserError
+from jdcl_jax.paths import named_path
 from jdcl_jax.reporting import timesteps
 from jdcl_jax.reporting.compare import Group
 from jdcl_jax.reporting.runs import Labelled, Score, Summary, load_run, parse_scores
@@ -119,7 +120,7 @@ class Study:
             return {key: found[key] for key in ("workdir", "task", "images", "method", "dataset", "rows")}
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise UserError(f"{self.workdir / STRUCTURE} can't be read ({error}); delete it") from error
 
     @property
@@ -134,7 +135,7 @@ def read_record(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     Raises:
       UserError: it is broken.
     """
-    path = Path(workdir) / RECORD
+    path = named_path(workdir, "--workdir", home=False) / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
@@ -148,7 +149,7 @@ def read_record(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
             raise TypeError("its calls are no list, or what they share is no object")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{path} can't be read ({reason}); restore it, or write another --workdir") from error
     return record

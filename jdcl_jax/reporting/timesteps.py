@@ -8,7 +8,6 @@ form is [ours]). All checkpoints see the same images and the same noise, so the 
 import functools
 import math
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from jdcl_jax.archives import read_archive
 from jdcl_jax.reporting.figures import COLOURS, INK, empty_figure, legend_below, log_scale, plain, spans_decades
 from jdcl_jax.reporting.panels import in_panels
 
@@ -38,9 +38,9 @@ def load_curves(workdir: str | os.PathLike[str]) -> list[dict[str, np.ndarray]]:
     found: list[dict[str, np.ndarray]] = []
     while (path := Path(workdir) / "curves" / f"task_{len(found) + 1:02d}.npz").is_file():
         try:
-            with np.load(path, allow_pickle=False) as file:
-                curves = {name: _finite(file[name]) for name in CURVES}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            arrays, _ = read_archive(path, CURVES)
+            curves = {name: _finite(arrays[name]) for name in CURVES}
+        except (OSError, ValueError, TypeError, KeyError):
             break
         shapes = {array.shape for array in [*curves.values(), *(found[0].values() if found else ())]}
         if len(shapes) > 1 or curves["eps_mse"].ndim != 2:

@@ -8,6 +8,7 @@ them, so that one cut short or altered is found when it is read and the one befo
 import contextlib
 import copy
 import errno
+import json
 import logging
 import shutil
 import zlib
@@ -37,6 +38,12 @@ def checksum(tree: PyTree) -> int:
         head = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
         value = zlib.crc32(array.view(np.uint8).data if array.size else b"", zlib.crc32(head.encode(), value))
     return value
+
+
+def _record_checksum(record: Record) -> int:
+    """CRC-32 over a record as JSON gives it back, without this number; records of before have none."""
+    plain = json.loads(json.dumps({key: value for key, value in record.items() if key != "record_checksum"}))
+    return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
 
 
 def to_host(tree: PyTree) -> PyTree:
@@ -96,6 +103,7 @@ class Checkpoints:
         manager = self._latest if name == "latest" else self._tasks
         # A copy of the record: orbax writes it later, in a thread of its own.
         record = copy.deepcopy({**record, "checksum": value})
+        record["record_checksum"] = _record_checksum(record)
         items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
         with self._disk():
             if step in manager.all_steps():
@@ -177,7 +185,10 @@ class Checkpoints:
 
     def _record(self, manager: ocp.CheckpointManager, step: int) -> Record:
         restored = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
-        return dict(restored["record"])
+        record = dict(restored["record"])
+        if record.get("record_checksum", of_record := _record_checksum(record)) != of_record:
+            raise ValueError("its record does not have the checksum that was saved with it")
+        return record
 
     def _restore(self, manager: ocp.CheckpointManager, step: int, target: PyTree) -> tuple[PyTree, Record]:
         record = self._record(manager, step)

@@ -11,6 +11,8 @@ dropped.
 """
 
 import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -61,16 +63,30 @@ def read(name: str, path: Path, fit: Fit, test_fraction: float) -> Dataset:
 
 
 def _folders(path: Path) -> list[str]:
-    return sorted(e.name for e in os.scandir(path) if e.is_dir() and not e.name.startswith((".", "__")))
+    return sorted(e.name for e in _entries(path) if _is(e.is_dir) and not e.name.startswith((".", "__")))
 
 
 def _image_names(path: Path) -> list[str]:
-    with os.scandir(path) as entries:
-        return sorted(
-            e.name
-            for e in entries
-            if e.is_file() and e.name.lower().endswith(EXTENSIONS) and not e.name.startswith(".")
-        )
+    images = [e for e in _entries(path) if e.name.lower().endswith(EXTENSIONS) and not e.name.startswith(".")]
+    return sorted(e.name for e in images if _is(e.is_file))
+
+
+def _entries(path: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            return list(entries)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}): give yourself the right to, or name another"
+        ) from error
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """What `DirEntry.is_dir` or `is_file` says; a link that leads to itself is neither."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 def _class_files(path: Path) -> Files:
@@ -119,11 +135,11 @@ def _read_images(files: list[Path], fit: Fit) -> np.ndarray:
 def _read_image(file: Path) -> tuple[np.ndarray, bool]:
     """Pixels as uint8 [H, W, 3], and whether the file was gray."""
     try:
-        with Image.open(file) as picture:
+        with warnings.catch_warnings(action="ignore"), Image.open(file) as picture:
             mode = picture.mode
             pixels = np.asarray(picture.convert("RGB"))
-    # Pillow's decoders raise many types for a broken file (OSError, SyntaxError, ValueError,
-    # struct.error, ...).
+    # Its warnings are of transparency, which is dropped, and of damaged extras. Pillow's decoders
+    # raise many types for a broken file (OSError, SyntaxError, ValueError, struct.error, ...).
     except Exception as error:
         raise UserError(f"{file}: cannot be read as an image ({error}): replace or delete it") from error
     if mode in DEEP_MODES:

@@ -11,13 +11,12 @@ Arrays of the file (others are ignored):
   test_domains as domains, of the test images
 """
 
-import zipfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from jdcl_jax.archives import ArchiveError, read_archive
 from jdcl_jax.data.arrays import Dataset, Split, split_off_test
 from jdcl_jax.data.resize import Fit
 from jdcl_jax.errors import UserError
@@ -68,16 +67,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"{path}: no such file: write npz:PATH with the path of an .npz file")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise UserError(f"{path}: is a single array, no .npz file: save it with numpy.savez")
-        with loaded:
-            return {key: loaded[key] for key in ARRAYS if key in loaded.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, UserError):
-            raise
-        if "Object arrays" in str(error):
-            raise UserError(f"{path}: holds an array of Python objects: save plain numbers and strings only") from error
+        return read_archive(path, ARRAYS)[0]
+    except ArchiveError as error:
         raise UserError(f"{path}: cannot be read as an .npz file ({error}): save it again with numpy.savez") from error
 
 

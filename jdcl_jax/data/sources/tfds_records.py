@@ -22,6 +22,7 @@ from jdcl_jax.data import builders
 from jdcl_jax.data.arrays import Dataset, Split
 from jdcl_jax.data.resize import Fit
 from jdcl_jax.errors import UserError
+from jdcl_jax.paths import named_path
 
 # name, name/config, name:version, name/config:version. No namespaces ("huggingface:..."), which
 # TFDS would download.
@@ -70,7 +71,7 @@ def read(name: str, directory: str, fit: Fit, other_names: Sequence[str] = (), d
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise UserError(f"data set {name!r} needs tensorflow-datasets: pip install jdcl_jax") from error
-    root = Path(directory or tfds.core.constants.DATA_DIR).expanduser()
+    root = named_path(directory or tfds.core.constants.DATA_DIR, "data.dir")
     with _absl_warnings_off():
         source = _open(tfds, name, root, other_names, domain)
         if not source.height and not fit.size:
