@@ -249,8 +249,7 @@ def _prediction(denoise: Callable[..., jax.Array], channels: int, *args: Any) ->
 def _inputs(
     network: JointNetwork, params: PyTree, x_t: jax.Array, t: jax.Array, labels: jax.Array | None, layers: Sequence[str]
 ) -> dict[str, jax.Array]:
-    alone = network.head is None and network.conditioner is None
-    roots = {UNet: "" if alone else "unet", Conditioner: "conditioner"}
+    roots = {UNet: "unet" if network.head or network.conditioner else "", Conditioner: "conditioner"}
     return captured(lambda: network.denoise(params, x_t, t, labels, None), layers, roots)
 
 

@@ -6,12 +6,11 @@ too, and before the evaluation. All that is needed to go on stands in it: networ
 costs so far. So a run that was killed at any moment ends like one that was not.
 """
 
-import contextlib
 import functools
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -34,7 +33,7 @@ from jdcl_jax.training import hosts
 from jdcl_jax.training.checkpoint import Checkpoints, to_host
 from jdcl_jax.training.feeding import make_feed
 from jdcl_jax.training.layers import layer_names
-from jdcl_jax.training.memory import PeakMemory, is_out_of_memory
+from jdcl_jax.training.memory import PeakMemory, enough_memory
 from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.state import Context, Pool, PyTree, TrainState, begin_phase, begin_task
 from jdcl_jax.training.step import scan_steps
@@ -217,7 +216,8 @@ class Experiment:
         phases = self._phases()
         while self.phase < len(phases):
             phase = phases[self.phase]
-            with self._enough_memory(phase.name, self._advice(phase)):
+            self.memory.start()
+            with enough_memory(f"task {self.task + 1}, phase {phase.name}", self._advice(phase)):
                 if not self.entered:
                     self._enter_phase(phase)
                 self._run_phase(phase)
@@ -227,26 +227,12 @@ class Experiment:
             self._save()
             if self._stop_is_due():
                 self._stop()
-        sampling = "evaluation.batch_size or evaluation.likelihood.batch_size"
-        with self._enough_memory("evaluate", f"a smaller {sampling}, or fewer evaluation.num_samples"):
+        advice = "a smaller evaluation.batch_size or evaluation.likelihood.batch_size, or fewer evaluation.num_samples"
+        with enough_memory(f"task {self.task + 1}, phase evaluate", advice):
             self._evaluate()
         self.task, self.phase = self.task + 1, 0
         self.writer.flush()
         self.checkpoints.save_task(self.task, self.state, self._record())
-
-    @contextlib.contextmanager
-    def _enough_memory(self, phase: str, advice: str) -> Iterator[None]:
-        """Says where memory ran out, and what to write instead."""
-        self.memory.start()
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"out of memory in task {self.task + 1}, phase {phase} ({_first_line(error)}); write {advice}; the "
-                "checkpoint before it is kept"
-            ) from error
 
     def _advice(self, phase: Phase) -> str:
         largest = max(phase.streams.values(), key=lambda stream: stream.batch_size)
@@ -403,10 +389,6 @@ def key_name(phases: Sequence[Phase], place: int) -> tuple[str | int, ...]:
         return "phase", sum(other.observe is None for other in before)
     turn = sum(other.name == phase.name for other in before)
     return ("observe", phase.name, turn) if turn else ("observe", phase.name)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _age(record: dict[str, Any]) -> tuple[int, int, int]:

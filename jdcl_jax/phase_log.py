@@ -166,7 +166,7 @@ class PhaseLog:
             names = self._layers()
             bad = f"{int(np.sum(~np.isfinite(norms[place])))} of {len(names)} layers have gradients that are not finite"
             before = "" if self._last_norms is None else f"; the step before: {largest(names, self._last_norms)}"
-            layers = f" ({bad}; largest: {largest(names, norms[place])}{before})"
+            layers = f"; {bad}; largest: {largest(names, norms[place])}{before}"
         limit = f" after {self._skippable} steps that were left out" if self._skippable else ""
         return (
             f"the {self._wrong(values, place)} {where}{limit}{layers}; the checkpoint before it is kept; write a "

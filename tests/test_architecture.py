@@ -27,6 +27,7 @@ FLOORS = {
             "assembly",
             "measuring",
             "results",
+            "phase_log",
             "workdir",
             "experiment",
             "campaign",

@@ -1,10 +1,14 @@
 """How much memory a phase takes at most, and what to do where there is too little."""
 
+import contextlib
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+
+from jdcl_jax.errors import UserError
 
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 RESET_PEAK = "5"  # see proc(5)
@@ -48,8 +52,20 @@ class PeakMemory:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether host or device had too little memory; XLA has no exception of its own for that."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error))
-    )
+@contextlib.contextmanager
+def enough_memory(where: str, advice: str) -> Iterator[None]:
+    """Says where memory ran out, and what to write instead; host and device alike.
+
+    Raises:
+      UserError: in place of a `MemoryError`, and of XLA's own, which has no class to itself.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = str(error).strip()
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in words and "Out of memory" not in words:
+            raise
+        reason = (words.splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"out of memory in {where} ({reason}); write {advice}; the checkpoint before it is kept"
+        ) from error

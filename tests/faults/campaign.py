@@ -138,9 +138,9 @@ class Method:
             self.tally.seconds_lost.append((seconds - self.seconds) / len(struck))
         say(f"{self.name}: {name} {self.tally.tried[name]} tried, {self.tally.survived[name]} survived")
 
-    def control(self) -> None:
-        """Every part that is taken away must show."""
-        for lost, phase in runs.LOST[self.name].items():
+    def control(self, most: int) -> None:
+        """Every part that is taken away must show; `most` of them are tried, the last ones."""
+        for lost, phase in list(runs.LOST[self.name].items())[-most:] if most else []:
             workdir = self.folder / f"without-{lost}"
             life = self._live(workdir, Fault("step", self._middle_of(phase), 0.0, int(signal.SIGTERM)))
             task, _, _ = lives.newest_position(workdir)
@@ -164,7 +164,7 @@ def campaign(name: str, folder: Path, options: argparse.Namespace) -> Tally:
     method = Method(name, folder, options.seed)
     method.hit(options.kills, signal.SIGKILL)
     method.hit(options.terminations, signal.SIGTERM)
-    method.control()
+    method.control(options.controls)
     return method.tally
 
 
@@ -191,6 +191,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--methods", default=",".join(runs.METHODS), help="separated by commas")
     parser.add_argument("--kills", default=60, type=int, help="SIGKILLs of every method")
     parser.add_argument("--terminations", default=20, type=int, help="SIGTERMs of every method")
+    parser.add_argument("--controls", default=9, type=int, help="negative controls of every method, at most")
     parser.add_argument("--seed", default=0, type=int, help="of places and moments")
     parser.add_argument("--out", type=Path, required=True, help="JSON file of what was found")
     return parser.parse_args()
@@ -240,6 +241,7 @@ def _several(names: list[str], options: argparse.Namespace) -> int:
                 name = waiting.pop(0)
                 part = Path(cache) / f"{name}.json"
                 words = [f"--methods={name}", f"--kills={options.kills}", f"--terminations={options.terminations}"]
+                words += [f"--controls={options.controls}"]
                 command = [sys.executable, __file__, *words, f"--seed={options.seed}", f"--out={part}"]
                 running.append((name, part, subprocess.Popen(command, env=env)))
             time.sleep(0.2)

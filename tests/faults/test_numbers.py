@@ -139,7 +139,7 @@ def test_a_run_without_bad_steps_says_so(tiny_config, tmp_path) -> None:
 
 
 def test_parameters_that_overflow_without_a_bad_gradient_are_never_saved(tiny_config, tmp_path) -> None:
-    words = ("train.optimizer=adam", "train.clip_norm=0.0", "train.learning_rate=3e38", "train.log_every=100")
+    words = ("train.optimizer=adam", "train.clip_norm=0.0", "train.learning_rate=1e30", "train.log_every=100")
     with pytest.raises(UserError, match=r"no longer finite|became"):
         run(tiny_config(*WORDS, *words), tmp_path / "run")
     assert list((tmp_path / "run" / "checkpoints" / "latest").iterdir()) == []

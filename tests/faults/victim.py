@@ -10,6 +10,7 @@ import functools
 import importlib
 import json
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -146,6 +147,17 @@ def tracing(trace: Callable[[str], None], slow: float) -> None:
     wrap("start", begun)
 
 
+def slow_down(seconds: float) -> None:
+    """Every file of a checkpoint takes so long before it takes its place."""
+    rename = Path.rename
+
+    def later(self: Path, target: Any) -> Any:
+        time.sleep(seconds)
+        return rename(self, target)
+
+    Path.rename = later  # type: ignore[method-assign, assignment]
+
+
 def preload() -> None:
     """Reads the package, but asks for no device and starts no thread."""
     for module in ("jdcl_jax.experiment", "jdcl_jax.reporting.page", "jdcl_jax.reporting.table", "small_runs"):
@@ -165,6 +177,10 @@ def main() -> None:
     if "FAULT_UNET" not in os.environ:
         small_runs.quick(setattr)
     tracing(trace, fault.slow)
+    if "MOST_MEMORY" in os.environ:
+        resource.setrlimit(resource.RLIMIT_AS, (int(os.environ["MOST_MEMORY"]),) * 2)
+    if "SLOW_DISK" in os.environ:
+        slow_down(float(os.environ["SLOW_DISK"]))
     if fault.place:
         strike(fault, trace)
     if fault.lost:
