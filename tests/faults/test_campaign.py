@@ -25,7 +25,11 @@ def test_runs_that_are_killed_end_like_one_that_was_not(method, tmp_path) -> Non
         f"--out={out}",
     ]
     ended = subprocess.run(
-        [sys.executable, str(CAMPAIGN), *words], env=environment(), capture_output=True, text=True, timeout=900
+        [sys.executable, str(CAMPAIGN), f"--methods={method}", *words],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert out.exists(), ended.stderr[-2000:]
     found = json.loads(out.read_text())["methods"][method]
