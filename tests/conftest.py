@@ -19,14 +19,15 @@ from typing import Any
 import pytest
 
 EMITTERS = "xla_cpu_use_fusion_emitters"  # they compile slowly; jaxlib 0.12 knows no such option and would abort
+CHOICE_OF_EMITTERS = importlib.metadata.version("jaxlib").startswith("0.10.")
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "8")  # XLA:CPU may deadlock with several devices on few threads
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
-if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
-    if importlib.metadata.version("jaxlib").startswith("0.10.") and EMITTERS not in os.environ["XLA_FLAGS"]:
-        os.environ["XLA_FLAGS"] += f" --{EMITTERS}=false"
+QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
+if QUICK and CHOICE_OF_EMITTERS and EMITTERS not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += f" --{EMITTERS}=false"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jdcl_jax_tests_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
@@ -93,12 +94,11 @@ def optimised(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     from jdcl_jax.training import parallel
 
-    known = importlib.metadata.version("jaxlib").startswith("0.10.")
-    options = {**parallel.compiler_options(), **({EMITTERS: True} if known else {})}
+    options = {**parallel.compiler_options(), **({EMITTERS: True} if CHOICE_OF_EMITTERS else {})}
     monkeypatch.setattr(parallel, "compiler_options", lambda: options)
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
+    jax.config.update("jax_disable_most_optimizations", QUICK)
 
 
 @pytest.fixture(scope="module")

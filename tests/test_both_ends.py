@@ -32,7 +32,7 @@ def test_the_oldest_versions_are_those_of_setup_py() -> None:
 
 
 def test_a_command_that_is_no_working_python_is_passed_over(tmp_path, monkeypatch) -> None:
-    """pyenv puts commands on the PATH that only say that they are not there."""
+    """The commands of pyenv on the PATH may only say that they are not there."""
     for name, text in (("python3.98", "echo not here >&2; exit 127"), ("python3.99", f'exec "{sys.executable}" "$@"')):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)

@@ -19,6 +19,8 @@ from jdcl_jax.training.state import Context, Pool, Range, create_state
 from jdcl_jax.training.step import scan_steps, train_step
 from jdcl_jax.training.streams import Stream, range_rows
 
+pytestmark = pytest.mark.end_to_end
+
 MIRROR = Views(flip=True, crop_scale=1.0, operations=0, cutout=0.0).weak
 STREAMS = {
     "current": Stream(8, rows=range_rows("current"), view=MIRROR),
