@@ -1,7 +1,12 @@
-"""Two virtual CPU devices and one compilation cache for the whole suite, set before jax is imported; tiny runs."""
+"""Two virtual CPU devices, quick compiling and one cache for the whole suite, set before jax is imported; tiny runs.
+
+Most of the suite's time is XLA compiling small programs that run once, so nothing is optimised here, as in JAX's own
+tests. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as for users; tests/both_ends.py does that.
+"""
 
 import atexit
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -13,10 +18,16 @@ from typing import Any
 
 import pytest
 
+EMITTERS = "xla_cpu_use_fusion_emitters"  # they compile slowly; jaxlib 0.12 knows no such option and would abort
+CHOICE_OF_EMITTERS = importlib.metadata.version("jaxlib").startswith("0.10.")
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "8")  # XLA:CPU may deadlock with several devices on few threads
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
+QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
+if QUICK and CHOICE_OF_EMITTERS and EMITTERS not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += f" --{EMITTERS}=false"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jdcl_jax_tests_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
@@ -74,6 +85,20 @@ def forget_compiled_programs() -> Iterator[None]:
     import jax
 
     jax.clear_caches()
+
+
+@pytest.fixture
+def optimised(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Steps and samplers are compiled as for users: two programs whose bits are compared need not agree otherwise."""
+    import jax
+
+    from jdcl_jax.training import parallel
+
+    options = {**parallel.compiler_options(), **({EMITTERS: True} if CHOICE_OF_EMITTERS else {})}
+    monkeypatch.setattr(parallel, "compiler_options", lambda: options)
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", QUICK)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,8 @@ from jdcl_jax.training.checkpoint import Checkpoints
 from jdcl_jax.training.state import Context
 from jdcl_jax.training.streams import draw_batch
 
+pytestmark = pytest.mark.end_to_end
+
 
 def saved(workdir: Path, config, kind: str, number: int):
     """The tree of one checkpoint: its `networks` and `memory`."""

@@ -34,7 +34,7 @@ SCRATCH = (*JDCL, "method.local_start=scratch")
 TWO = "tasks.first=2"
 GROUPS, QUOTA = [[0, 1], [2, 3], [4, 5]], 20
 
-pytestmark = pytest.mark.usefixtures("small")
+pytestmark = [pytest.mark.usefixtures("small"), pytest.mark.end_to_end]
 
 
 def newest(workdir: Path, config) -> Any:

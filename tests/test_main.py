@@ -19,6 +19,8 @@ from jdcl_jax.methods.registry import known_methods
 from jdcl_jax.training.backend import usable_cores
 from jdcl_jax.validation import validate
 
+pytestmark = pytest.mark.end_to_end
+
 REPOSITORY = Path(__file__).parents[1]
 DIGITS = str(REPOSITORY / "configs" / "digits.py")
 GENERATION = f"{DIGITS}:gd,generation"
@@ -262,7 +264,7 @@ def test_a_run_without_the_suite_s_settings_shares_the_processor_and_ends(tiny_w
     """As a user starts it: the suite itself says how many devices there are, and gives them more threads."""
     if usable_cores() < 2:
         pytest.skip("a single core has nothing to share")
-    settings = ("NPROC", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
+    settings = ("NPROC", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_DISABLE_MOST_OPTIMIZATIONS")
     environment = {name: value for name, value in os.environ.items() if name not in settings}
     environment |= {"PYTHONPATH": str(REPOSITORY), "GLIBC_TUNABLES": ""}
     words = tiny_words("finetune", "tasks.first=1", "train.steps=60", "train.steps_per_call=1", "checkpoint.every=20")

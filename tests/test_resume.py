@@ -22,6 +22,8 @@ from jdcl_jax.experiment import run
 from jdcl_jax.methods.method import DENOISER
 from jdcl_jax.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.end_to_end
+
 REPOSITORY = Path(__file__).parents[1]
 
 # Runs jdcl_jax.main as `python -m` does, but ends the process with SIGKILL at the n-th return of a function.

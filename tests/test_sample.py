@@ -11,6 +11,8 @@ from jdcl_jax import sample as command
 from jdcl_jax.sample import sample
 from refusals import refusal_of
 
+pytestmark = pytest.mark.end_to_end
+
 NUM = 8
 
 

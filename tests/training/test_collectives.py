@@ -30,6 +30,8 @@ from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.state import Context, Pool, create_state
 from jdcl_jax.training.step import scan_steps
 
+pytestmark = pytest.mark.end_to_end
+
 KINDS = ("all-reduce", "all-gather", "all-to-all", "collective-broadcast", "collective-permute", "reduce-scatter")
 SENT = re.compile(rf"^.*? = (.*?) ((?:ragged-)?(?:{'|'.join(KINDS)}))(?:-start)?\(", re.MULTILINE)
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) .*?\{\n(.*?)^\}", re.MULTILINE | re.DOTALL)

@@ -19,6 +19,8 @@ from jdcl_jax.training.state import Context, Pool, Range, create_state
 from jdcl_jax.training.step import scan_steps, train_step
 from jdcl_jax.training.streams import Stream, range_rows
 
+pytestmark = pytest.mark.end_to_end
+
 MIRROR = Views(flip=True, crop_scale=1.0, operations=0, cutout=0.0).weak
 STREAMS = {
     "current": Stream(8, rows=range_rows("current"), view=MIRROR),
@@ -84,7 +86,7 @@ def test_streams_that_draw_for_themselves_are_fed_nothing(regression) -> None:
     assert make_feed(streams, regression.images, regression.labels, 2)(Context(named_key(0), None, {}), 0) == {}
 
 
-def test_a_whole_run_is_bit_for_bit_alike(tiny_config, tmp_path, monkeypatch) -> None:
+def test_a_whole_run_is_bit_for_bit_alike(tiny_config, tmp_path, monkeypatch, optimised) -> None:
     pools = []
     original = Experiment._context
 

@@ -16,6 +16,8 @@ from jdcl_jax.training.parallel import Parallel
 from jdcl_jax.training.state import Context, Pool, create_state
 from jdcl_jax.training.step import scan_steps, train_step
 
+pytestmark = pytest.mark.end_to_end
+
 WAYS = [("pmap", 1), ("pmap", 2), ("jit", 1), ("jit", 2)]
 STEPS = 20
 
