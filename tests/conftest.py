@@ -88,16 +88,17 @@ def forget_compiled_programs() -> Iterator[None]:
 
 
 @pytest.fixture
-def optimised(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Steps and samplers are compiled as for users: two programs whose bits are compared need not agree otherwise."""
+def optimised(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Compiles as for users, as two programs need whose bits must agree; what `jax.jit` is to be given for that."""
     import jax
 
     from jdcl_jax.training import parallel
 
-    options = {**parallel.compiler_options(), **({EMITTERS: True} if CHOICE_OF_EMITTERS else {})}
-    monkeypatch.setattr(parallel, "compiler_options", lambda: options)
+    options: dict[str, Any] = {EMITTERS: True} if CHOICE_OF_EMITTERS else {}
+    of_the_package = parallel.compiler_options()
+    monkeypatch.setattr(parallel, "compiler_options", lambda: {**of_the_package, **options})
     jax.config.update("jax_disable_most_optimizations", False)
-    yield
+    yield options
     jax.config.update("jax_disable_most_optimizations", QUICK)
 
 

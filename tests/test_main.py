@@ -76,7 +76,7 @@ def command_line(tmp_path_factory):
 
     yield ask
     process.kill()
-    process.wait()
+    process.communicate()  # closes the pipes too
 
 
 def refusal(answer: dict) -> str:

@@ -20,7 +20,7 @@ from jdcl_jax.methods.method import DENOISER, SOLVER
 PLAIN = (
     "classifier.kind=solver", "solver.steps=12", "solver.learning_rate=0.05", "train.ema=0.9", "evaluation.weights=ema",
     "evaluation.scores=('accuracy','accuracy_masked','kld')", "train.steps=12", "train.learning_rate=1e-2",
-    "checkpoint.every=2", "method.replay_steps=3", "method.replay_per_class=24",
+    "checkpoint.every=4", "method.replay_steps=3", "method.replay_per_class=24",
 )  # fmt: skip
 WORDS = {
     "gppdm": (

@@ -320,11 +320,11 @@ def test_without_a_term_that_acts_the_denoiser_is_the_very_same() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chain", ["ddim", "ddpm"])
-def test_a_traced_scale_of_0_draws_the_very_images_of_no_guidance(chain: str, kind: str) -> None:
+def test_a_traced_scale_of_0_draws_the_very_images_of_no_guidance(chain: str, kind: str, optimised: dict) -> None:
     sampler = Sampler(chain, 4, prediction=kind)
     keys, labels = example_keys(jax.random.key(1), jnp.arange(6)), jnp.resize(LABELS, 6)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=optimised)
     def images(scale: jax.Array | None) -> jax.Array:
         terms = []
         if scale is not None:
