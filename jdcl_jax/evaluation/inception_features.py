@@ -31,6 +31,7 @@ from jdcl_jax.models.inception import (
     InceptionV3,
     inception_input,
 )
+from jdcl_jax.paths import named_path
 
 _CONVERSION = (
     "import sys, torch; from safetensors.torch import save_file; "
@@ -86,7 +87,7 @@ class InceptionFeatures:
         if batch_size < 1:
             raise UserError(f"Inception's batch size is {batch_size}: it must be at least 1")
         self.batch_size = batch_size
-        data = _read_bytes(Path(path))
+        data = _read_bytes(named_path(path, "evaluation.inception_weights", home=False))
         self.sha256 = _checked_hash(data, sha256, path)
         tensors = _read_tensors(data, Path(path))
         self._model, variables = inception_from_tensors(tensors, source=str(path))

@@ -8,9 +8,11 @@ them, so that one cut short or altered is found when it is read and the one befo
 import contextlib
 import copy
 import errno
+import functools
 import json
 import logging
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +48,18 @@ def _record_checksum(record: Record) -> int:
     return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
 
 
+@functools.cache
+def _quieten_late_reads() -> None:
+    """Where one read fails, those under way end in a loop that is closed, each with a traceback for nobody."""
+    before = sys.unraisablehook
+
+    def hook(found: "sys.UnraisableHookArgs") -> None:
+        if "Event loop is closed" not in str(found.exc_value):
+            before(found)
+
+    sys.unraisablehook = hook
+
+
 def to_host(tree: PyTree) -> PyTree:
     """A copy in host memory that later donated steps cannot touch."""
     return jax.tree.map(lambda x: np.array(x, copy=True), jax.device_get(tree))
@@ -60,6 +74,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, read_only: bool = False):
+        _quieten_late_reads()
         self.directory = directory.absolute()
         self._read_only = read_only
         if hosts.is_writer():

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from faults import runs
-from faults.lives import Life, environment, faults_of
+from faults.lives import REPOSITORY, Life, environment, faults_of
+from faults.tables import tables
 
 CAMPAIGN = Path(__file__).with_name("campaign.py")
 KILLS, TERMINATIONS = 2, 1
@@ -40,6 +41,12 @@ def test_runs_that_are_killed_end_like_one_that_was_not(method, tmp_path) -> Non
     assert found["most_seconds_to_end_after_sigterm"] < 10
     assert list(found["things_that_differ_without"]) == list(runs.LOST[method])[-1:]
     assert min(found["things_that_differ_without"].values()) > 0
+
+
+def test_the_tables_of_the_docs_are_those_of_the_long_form() -> None:
+    found = json.loads((REPOSITORY / "results" / "faults" / "campaign.json").read_text())
+    assert tables(found) in (REPOSITORY / "docs" / "faults.md").read_text()
+    assert found["methods"].keys() == runs.METHODS.keys()
 
 
 # -- the judge itself

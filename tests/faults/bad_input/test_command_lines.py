@@ -120,7 +120,7 @@ def of_run(found: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in found.items() if Path(name).parts[1:2] and Path(name).parts[1] in keep}
 
 
-@cases(15, 300)
+@cases(10, 300)
 @hypothesis.given(data=st.data())
 def test_words_of_every_program_run_or_are_refused(data: st.DataObject, finished: Path, command_lines: Any) -> None:
     program = data.draw(st.sampled_from(sorted(FLAGS)), label="program")
@@ -136,7 +136,7 @@ def test_words_of_every_program_run_or_are_refused(data: st.DataObject, finished
             assert after == before, arguments
 
 
-@cases(8, 80)
+@cases(6, 80)
 @hypothesis.given(data=st.data())
 def test_workdirs_of_main_are_refused_or_left_alone(data: st.DataObject, finished: Path, command_lines: Any) -> None:
     """With data that are absent: only the workdir's own troubles, and what is finished, come before them."""

@@ -55,7 +55,7 @@ def assembled(file: Any) -> None:
     traced(config)
 
 
-@cases(25, 600)
+@cases(15, 600)
 @hypothesis.given(data=st.data())
 def test_a_config_json_with_other_values_is_traced_or_refused(data: st.DataObject, bases: Bases) -> None:
     name = data.draw(st.sampled_from(sorted(bases)), label="base")
@@ -111,7 +111,7 @@ def test_words_behind_the_colon_are_read_or_refused(data: st.DataObject, bases: 
     ends_well("words of --config", lambda: validate(get_config(",".join(words))))
 
 
-@cases(10, 150)
+@cases(6, 150)
 @hypothesis.given(data=st.data())
 def test_flags_of_main_are_refused_in_one_line_and_leave_nothing(
     data: st.DataObject, bases: Bases, command_lines: Any

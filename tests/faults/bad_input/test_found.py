@@ -20,6 +20,7 @@ from jdcl_jax.config import default_config, from_json, set_key
 from jdcl_jax.data.datasets import load
 from jdcl_jax.errors import UserError
 from jdcl_jax.evaluation.classifier_cache import load_or_train_classifier
+from jdcl_jax.evaluation.inception_features import InceptionFeatures
 from jdcl_jax.reporting.page import write_report
 from jdcl_jax.reporting.runs import load_run
 from jdcl_jax.reporting.study_runs import read_record
@@ -121,6 +122,7 @@ def test_a_path_that_can_be_none(path: str, tmp_path: Path) -> None:
     refused(lambda: load("cifar10", directory=path), "data.dir")
     refused(lambda: load_or_train_classifier(path, IMAGES, IMAGES, IMAGES, SETTINGS), "cache_dir")
     if not path.startswith("~"):
+        refused(lambda: InceptionFeatures(f"{path}.npz"), "inception_weights")
         refused(lambda: Workdir(Path(path), default_config()), "--workdir")
         refused(lambda: load_run(path), "workdir")
 

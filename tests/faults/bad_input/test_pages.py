@@ -52,7 +52,7 @@ def spoil(draw: Callable[..., Any], file: Path) -> None:
         file.write_bytes(draw(nasty.damaged(file.read_bytes())))
 
 
-@cases(6, 160)
+@cases(4, 160)
 @hypothesis.given(data=st.data())
 def test_pages_of_files_that_were_changed_are_made_or_refused(
     data: st.DataObject, finished: Path, command_lines: Any
