@@ -164,6 +164,7 @@ def last_task_again(gd_run, folder: Path) -> Path:
     workdir = folder / "run"
     shutil.copytree(gd_run.workdir, workdir)
     shutil.rmtree(workdir / "checkpoints" / "tasks" / "3")
+    shutil.rmtree(workdir / "checkpoints" / "latest" / "24")  # before the last evaluation
     (workdir / "results.json").unlink()
     return workdir
 
