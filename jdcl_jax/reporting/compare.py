@@ -11,7 +11,7 @@ import numpy as np
 
 from jdcl_jax.errors import UserError
 from jdcl_jax.reporting import differences, formats, html, plots
-from jdcl_jax.reporting.files import write_bytes
+from jdcl_jax.reporting.files import check_page_path, write_bytes
 from jdcl_jax.reporting.page import sample_pictures
 from jdcl_jax.reporting.runs import Run, Score, floats, load_run, summary_names, whole
 from jdcl_jax.reporting.table import formulas, text_table
@@ -109,8 +109,7 @@ def compare(workdirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
     """
     if not workdirs:
         raise UserError("no runs to compare; give the workdirs of one or more runs")
-    if Path(out).suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"a comparison is a page: {out} does not end in .html; write e.g. --out=compare.html")
+    check_page_path(out)
     runs = [load_run(workdir) for workdir in workdirs]
     places = [Path(workdir).resolve() for workdir in workdirs]
     for index, place in enumerate(places):

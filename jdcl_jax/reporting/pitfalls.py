@@ -4,7 +4,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from jdcl_jax.errors import UserError
 from jdcl_jax.evaluation.pitfalls import bound_share, mixture_demonstration, rank_agreement
 from jdcl_jax.reporting import differences, html
 from jdcl_jax.reporting.compare import Mean, mean_of
-from jdcl_jax.reporting.files import write_bytes
+from jdcl_jax.reporting.files import check_page_path, write_bytes
 from jdcl_jax.reporting.formats import number
 from jdcl_jax.reporting.runs import Labelled, Run, load_run, whole
 from jdcl_jax.reporting.table import text_table
@@ -229,8 +228,7 @@ def write_pitfalls(workdirs: Sequence[str | os.PathLike[str]], out: str | os.Pat
     Raises:
       UserError: as `study`; a folder is no run; `out` is no page or can't be written.
     """
-    if Path(out).suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"the study is a page: {out} does not end in .html; write e.g. --out=pitfalls.html")
+    check_page_path(out)
     runs = [load_run(workdir) for workdir in workdirs]
     with whole(*runs):
         return _write([Labelled(run.path, run.results, label_of(run)) for run in runs], out)
