@@ -289,13 +289,12 @@ def _convert(key: str, text: str, old: Any) -> Any:
         raise UserError(f"{key} has a number of thousands of digits; write for example {key}={old}") from error
     if isinstance(old, tuple) and isinstance(value, list | tuple):
         return tuple(value)
-    if isinstance(old, float) and type(value) is int and abs(value) < sys.float_info.max:
-        return float(value)
-    if type(value) is not type(old):
+    try:
+        return _of_type(key, value, old)
+    except TypeError as error:
         raise UserError(
             f"{key} is {old!r}, of type {type(old).__name__}; '{text}' is none; write for example {key}={old}"
-        )
-    return value
+        ) from error
 
 
 def _of_type(key: str, value: Any, old: Any) -> Any:

@@ -27,6 +27,13 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, for one of our own lines: its first line, not too long."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 class Arguments(argparse.ArgumentParser):
     """Reads the words of a command line; what it refuses is one line too."""
 

@@ -6,7 +6,6 @@ too, and before the evaluation. All that is needed to go on stands in it: networ
 costs so far. So a run that was killed at any moment ends like one that was not.
 """
 
-import functools
 import itertools
 import logging
 import math
@@ -87,7 +86,7 @@ class Experiment:
         asked_to_stop: Callable[[], bool],
     ):
         self.parts, self.config, self.folder = parts, parts.config, folder
-        self.parallel, self.memory = Parallel(self.config.parallel.mode), PeakMemory()
+        self.parallel, self.peak = Parallel(self.config.parallel.mode), PeakMemory()
         self._asked_to_stop = asked_to_stop
         self._by_task = [list(parts.method.phases(task)) for task in range(parts.num_tasks)]
         self._check_batches()
@@ -95,7 +94,7 @@ class Experiment:
         self.evaluator = Evaluator(parts, self.parallel, Progress(stream=stream).message)
         folder.write_config()
         self.arrays = RunArrays(parts)
-        self.checkpoints = Checkpoints(folder.path / "checkpoints")
+        self.checkpoints = Checkpoints(folder.path / "checkpoints", check=self._check_finite)
         self.results = Results(parts, self.parallel, command)
         self.task, self.phase, self.global_step = 0, 0, 0  # the phase behind the last one is the evaluation
         self.entered = False  # whether the phase has begun
@@ -132,6 +131,11 @@ class Experiment:
         def read() -> dict[str, Any] | None:
             restored = self.checkpoints.restore_newest(shapes, order=_age)
             found["state"] = self.arrays.initial() if restored is None else restored[0]
+            if restored is not None and "carried" not in restored[1]:
+                raise UserError(
+                    f"{self.folder.path} was begun with an earlier version of jdcl_jax, which alone can finish it; "
+                    "write another --workdir"
+                )
             return None if restored is None else restored[1]
 
         record = hosts.told_by_writer(read)
@@ -152,8 +156,7 @@ class Experiment:
         return {"position": position, "history": self.results.history(), "carried": self._carried}
 
     def _save(self) -> None:
-        """Saves where the run stands, and ends it there if it was asked to stop."""
-        self._check_finite()
+        """Saves where the run stands."""
         self.writer.flush()
         self.checkpoints.save(self.global_step, self.state, self._record())
 
@@ -164,10 +167,10 @@ class Experiment:
         self.checkpoints.wait()
         raise Stopped(f"saved task {self.task + 1}, step {self.global_step} of the run, in {self.folder.path}")
 
-    def _check_finite(self) -> None:
+    def _check_finite(self, state: PyTree) -> None:
         """An update may overflow where loss and gradient did not; such a checkpoint is of no use to anyone."""
-        for name, network in self.state["networks"].items():
-            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(network.params))):
+        for name, network in state["networks"].items():
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(network.params)):
                 raise UserError(
                     f"the parameters of the {name} are no longer finite at step {self.global_step} of the run, task "
                     f"{self.task + 1}; the checkpoint before it is kept; write a smaller train.learning_rate or "
@@ -216,13 +219,13 @@ class Experiment:
         phases = self._phases()
         while self.phase < len(phases):
             phase = phases[self.phase]
-            self.memory.start()
+            self.peak.start()
             with enough_memory(f"task {self.task + 1}, phase {phase.name}", self._advice(phase)):
                 if not self.entered:
                     self._enter_phase(phase)
                 self._run_phase(phase)
                 self._end_phase(phase, last=self.phase == len(phases) - 1)
-            self.results.add_memory(self.task, phase.name, self.memory.read())
+            self.results.add_memory(self.task, phase.name, self.peak.read())
             self.phase, self.entered = self.phase + 1, False
             self._save()
             if self._stop_is_due():
@@ -294,9 +297,10 @@ class Experiment:
         context = self._context(phase)
         ids = self.parallel.split({name: np.arange(s.batch_size, dtype=np.int32) for name, s in phase.streams.items()})
         train = self.parts.sequence.train
-        make = functools.partial(make_feed, own=self.parallel.own)
-        feed = None if self.on_device else make(phase.streams, train.images, train.labels, per_call)
         own = self.parallel.local(context)
+        feed = None
+        if not self.on_device:
+            feed = make_feed(phase.streams, train.images, train.labels, per_call, self.parallel.own)
 
         def fed() -> Any:
             return {} if feed is None else self.parallel.split_own(feed(own, step))
@@ -316,7 +320,7 @@ class Experiment:
             every = self.config.checkpoint.every
             if due := step // every > (step - per_call) // every:
                 log.flush(self.global_step)
-                self.results.add_memory(self.task, phase.name, self.memory.read())
+                self.results.add_memory(self.task, phase.name, self.peak.read())
                 self._save()
             if self._stop_is_due():
                 if not due:

@@ -3,7 +3,7 @@
 import sys
 
 from jdcl_jax.training.backend import reexec_with_hugepages, share_cpu
-from jdcl_jax.training.supervisor import EXIT_AGAIN, LOST, supervise
+from jdcl_jax.training.supervisor import EXIT_AGAIN, LOST, REMEDY, supervise
 
 if __name__ == "__main__":
     reexec_with_hugepages()
@@ -12,14 +12,16 @@ if __name__ == "__main__":
 import io
 import os
 import shlex
+import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from jdcl_jax.errors import UserError, exit_on_user_error
+from jdcl_jax.errors import UserError, exit_on_user_error, first_line
 from jdcl_jax.experiment import run
 from jdcl_jax.reporting.logs import plain_logging
 from jdcl_jax.reporting.table import score_table
@@ -118,12 +120,18 @@ def _join() -> None:
 
 
 def _end_at_once(error: BaseException) -> None:
-    """Ends this process without the good-byes that JAX would wait for; the others notice its silence."""
-    code = error.code if isinstance(error, SystemExit) else 1
-    if not isinstance(error, SystemExit):
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        print(f"error: {LOST} ({first}); start the same command again on every host", file=sys.stderr)
+    """Ends this process without the good-byes that JAX would wait for; the others notice its silence.
+
+    What JAX's runtime raises here is of a host that is gone, unless a fault of our own says otherwise first.
+    """
+    code: int | str | None = 1
+    if isinstance(error, SystemExit):
+        code = error.code
+    elif isinstance(error, jax.errors.JaxRuntimeError):
+        print(f"error: {LOST} ({first_line(error)}); {REMEDY}", file=sys.stderr)
         code = EXIT_AGAIN
+    else:
+        traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 1)

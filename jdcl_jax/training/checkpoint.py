@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jdcl_jax.errors import UserError
+from jdcl_jax.errors import UserError, first_line
 from jdcl_jax.training import hosts
 
 PyTree = Any
@@ -71,12 +71,15 @@ class Checkpoints:
     Args:
       directory: the folder for `latest/` and `tasks/`; made if absent.
       read_only: never write, move or delete anything.
+      check: is given every state before it is saved, as arrays in host memory, and may raise.
     """
 
-    def __init__(self, directory: Path, *, read_only: bool = False):
+    def __init__(
+        self, directory: Path, *, read_only: bool = False, check: Callable[[PyTree], None] = lambda state: None
+    ):
         _quieten_late_reads()
         self.directory = directory.absolute()
-        self._read_only = read_only
+        self._read_only, self._check = read_only, check
         if hosts.is_writer():
             with self._disk():
                 self._latest = self._manager("latest", keep=2)
@@ -111,6 +114,7 @@ class Checkpoints:
 
     def _save(self, name: str, step: int, state: PyTree, record: Record) -> None:
         arrays = to_host(state)
+        self._check(arrays)
         value = checksum(arrays)
         hosts.check_same(value, "state")
         if not hosts.is_writer():
@@ -145,7 +149,7 @@ class Checkpoints:
             raise
         except Exception as error:
             raise UserError(
-                f"the checkpoints in {self.directory} can't be written ({_first_line(error)}); free space or mend the "
+                f"the checkpoints in {self.directory} can't be written ({first_line(error)}); free space or mend the "
                 "disk, and start the same command again: it goes on from the last one that was saved"
             ) from error
 
@@ -191,7 +195,7 @@ class Checkpoints:
             return self._restore(self._tasks, task, target)
         except Exception as error:
             raise UserError(
-                f"the checkpoint of task {task} in {self.directory} is damaged: {_first_line(error)}"
+                f"the checkpoint of task {task} in {self.directory} is damaged: {first_line(error)}"
             ) from error
 
     def tasks(self) -> list[int]:
@@ -219,7 +223,7 @@ class Checkpoints:
 
     def _set_aside(self, name: str, step: int, error: Exception) -> None:
         source = self.directory / name / str(step)
-        logger.warning("checkpoint %s is damaged (%s); using the one before", source, _first_line(error))
+        logger.warning("checkpoint %s is damaged (%s); using the one before", source, first_line(error))
         if self._read_only:
             return
         target = self.directory / "damaged" / f"{name}-{step}"
@@ -245,9 +249,3 @@ class Checkpoints:
         with self._disk():
             self._latest.close()
             self._tasks.close()
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

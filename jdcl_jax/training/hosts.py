@@ -1,7 +1,8 @@
 """Several hosts that train one network together: the one file that knows jax.distributed.
 
 Every process runs the same program on devices of its own. The first one alone reads and writes the workdir, and tells
-the others what it read; so they need no file system in common.
+the others what it read; so they need no file system in common. Importing this file imports nothing heavy: whatever
+writes a file asks it who may.
 """
 
 import functools
@@ -9,13 +10,14 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from jdcl_jax.errors import UserError
+from jdcl_jax.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import jax
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,10 +36,6 @@ class _Place:
 _place = _Place()
 
 
-class HostLost(Exception):  # noqa: N818 (the run is whole; it has to be started again)
-    """A process of this run has ended or can't be reached."""
-
-
 def join(coordinator: str, processes: int, process: int, timeout: int) -> None:
     """Joins the other processes of this run; call it before anything asks JAX for a device.
 
@@ -51,6 +49,8 @@ def join(coordinator: str, processes: int, process: int, timeout: int) -> None:
       UserError: the others can't be found or reached.
     """
     global _place
+    import jax
+
     try:
         jax.distributed.initialize(
             coordinator or None,
@@ -61,10 +61,9 @@ def join(coordinator: str, processes: int, process: int, timeout: int) -> None:
             shutdown_timeout_seconds=timeout,
         )
     except (ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"--multihost can't find the other processes ({reason}); write --coordinator=HOST:PORT, --processes=N and "
-            "--process=I, each process with its own I"
+            f"--multihost can't find the other processes ({first_line(error)}); write --coordinator=HOST:PORT, "
+            "--processes=N and --process=I, each process with its own I"
         ) from error
     _place = _Place(jax.process_index(), jax.process_count())
 
@@ -124,6 +123,8 @@ def arrays_from_writer(tree: PyTree, like: PyTree) -> PyTree:
     """
     if not several():
         return tree
+    import jax
+
     own = b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)) if is_writer() else b""
     data, at, leaves = _bytes_from_writer(own), 0, []
     for leaf in jax.tree.leaves(like):
@@ -135,6 +136,8 @@ def arrays_from_writer(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def _bytes_from_writer(data: bytes) -> bytes:
+    from jax.experimental import multihost_utils
+
     # As bytes: the broadcast is a sum, in which -0.0 would become 0.0.
     size = multihost_utils.broadcast_one_to_all(np.array([len(data) // CHUNK, len(data) % CHUNK], np.int32))
     total = int(size[0]) * CHUNK + int(size[1])
@@ -148,8 +151,10 @@ def _bytes_from_writer(data: bytes) -> bytes:
     return b"".join(parts)
 
 
-def whole(array: jax.Array) -> np.ndarray:
+def whole(array: "jax.Array") -> np.ndarray:
     """An array [B, ...] that is spread over the processes, in the memory of each."""
+    from jax.experimental import multihost_utils
+
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
@@ -157,6 +162,8 @@ def check_same(number: int, what: str) -> None:
     """Raises `UserError` if a number of 32 bits is not the same in all processes."""
     if not several():
         return
+    from jax.experimental import multihost_utils
+
     found = np.asarray(multihost_utils.process_allgather(np.array([number], np.uint32), tiled=True))
     if (found != found[0]).any():
         raise UserError(
@@ -173,4 +180,8 @@ def asked_to_stop() -> bool:
 
     JAX agrees on a turn to come, the same in all, at which the answer is yes; so turns must not be left out.
     """
-    return several() and multihost_utils.reached_preemption_sync_point(next(_turns))
+    if not several():
+        return False
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(next(_turns))

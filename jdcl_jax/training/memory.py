@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from jdcl_jax.errors import UserError
+from jdcl_jax.errors import UserError, first_line
 
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 RESET_PEAK = "5"  # see proc(5)
@@ -62,10 +62,9 @@ def enough_memory(where: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        words = str(error).strip()
+        words = str(error)
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in words and "Out of memory" not in words:
             raise
-        reason = (words.splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"out of memory in {where} ({reason}); write {advice}; the checkpoint before it is kept"
+            f"out of memory in {where} ({first_line(error)}); write {advice}; the checkpoint before it is kept"
         ) from error

@@ -16,7 +16,7 @@ from types import FrameType
 EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: try again later
 PIPE = "JDCL_JAX_SUPERVISOR"  # a file descriptor that closes when the parent is gone
 LOST = "another process of this run ended or can't be reached, so this one ended too"
-ON = ("--multihost", "--multihost=true", "--multihost=True", "--multihost=1", "-multihost")
+REMEDY = "start the same command again on every host"
 
 
 def supervise(argv: Sequence[str]) -> None:
@@ -25,7 +25,7 @@ def supervise(argv: Sequence[str]) -> None:
     A child that was ended by its runtime makes exit code `EXIT_AGAIN` and one last line. SIGTERM and Ctrl-C are passed
     on. A child whose parent is killed ends itself.
     """
-    if not any(word in ON for word in argv):
+    if not any(word.lstrip("-").split("=")[0] == "multihost" for word in argv):
         return
     if PIPE in os.environ:
         threading.Thread(target=_end_with, args=(int(os.environ[PIPE]),), daemon=True).start()
@@ -43,7 +43,7 @@ def supervise(argv: Sequence[str]) -> None:
     code = child.wait()
     os.close(theirs)
     if code == -signal.SIGABRT:
-        print(f"error: {LOST}; start the same command again on every host", file=sys.stderr, flush=True)
+        print(f"error: {LOST}; {REMEDY}", file=sys.stderr, flush=True)
         code = EXIT_AGAIN
     sys.exit(code if code >= 0 else 128 - code)
 
