@@ -4,6 +4,7 @@ One process imports the program and forks itself for every command line, so each
 flags, standard error and exit code, without paying for the imports each time.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from faults.bad_input.endings import CommandLines
 from jdcl_jax.config import default_config, flatten, from_json
 from jdcl_jax.errors import UserError
 from jdcl_jax.methods.registry import known_methods
@@ -25,58 +27,13 @@ REPOSITORY = Path(__file__).parents[1]
 DIGITS = str(REPOSITORY / "configs" / "digits.py")
 GENERATION = f"{DIGITS}:gd,generation"
 
-FORKING = """
-import json, os, sys, traceback
-from absl import app
-from jdcl_jax import main
-
-for request in sys.stdin:
-    request = json.loads(request)
-    child = os.fork()
-    if child == 0:
-        for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
-        os.chdir(request["folder"])
-        sys.argv[:] = ["main.py", *request["arguments"]]
-        code = 0
-        try:
-            app.run(main.main, flags_parser=main.flags_parser)
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(bool(end.code))
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code or 0)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(json.dumps({"code": code, "out": open("out").read(), "err": open("err").read()}), flush=True)
-"""
-
 
 @pytest.fixture(scope="module")
 def command_line(tmp_path_factory):
     """(folder, *arguments) -> {"code", "out", "err"} of `python -m jdcl_jax.main *arguments` in that folder."""
-    cache = tmp_path_factory.mktemp("cache")
-    process = subprocess.Popen(
-        [sys.executable, "-c", FORKING],
-        cwd=tmp_path_factory.mktemp("forking"),
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore", "XDG_CACHE_HOME": str(cache)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-    def ask(folder: Path, *arguments: str) -> dict:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps({"folder": str(folder), "arguments": arguments}) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
-
-    yield ask
-    process.kill()
-    process.communicate()  # closes the pipes too
+    lines = CommandLines(tmp_path_factory.mktemp("forking"))
+    yield lambda folder, *arguments: dataclasses.asdict(lines(folder, "main", *arguments))
+    lines.close()
 
 
 def refusal(answer: dict) -> str:
