@@ -1,6 +1,7 @@
 """Disks that are full, read-only, slow or have changed a bit: nothing is lost, and the reason is said once."""
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,6 @@ from faults import runs
 from faults.lives import Life, faults_of, live, newest_position, steps_of
 from faults.states import differences
 from faults.victim import Fault
-
-SIGTERM = 15
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def peace(words, tmp_path_factory) -> tuple[Path, Life]:
 def stopped(words, tmp_path_factory) -> Path:
     """A run in the middle of its second task, with checkpoints of that task and of the end of the first."""
     workdir = tmp_path_factory.mktemp("stopped") / "run"
-    life = live(words, workdir, Fault("step", 10, 0.0, SIGTERM, slow=0.2))
+    life = live(words, workdir, Fault("step", 10, 0.0, int(signal.SIGTERM), slow=0.2))
     assert life.code == 75, life.log
     return workdir
 
@@ -145,4 +144,5 @@ def test_a_slow_disk_changes_nothing(words, tmp_path, peace) -> None:
     """Checkpoints that take a second each are waited for, and none is lost; one of them is cut off in the middle."""
     life = live(words, tmp_path / "run", Fault("save", 5, 0.5), SLOW_DISK="1.0")
     assert life.code == -9, life.log
+    assert sum(words[0] == "slow" for words in life.trace) >= 4  # two checkpoints at least, each in parts
     goes_on(words, tmp_path / "run", peace)

@@ -147,15 +147,29 @@ def tracing(trace: Callable[[str], None], slow: float) -> None:
     wrap("start", begun)
 
 
-def slow_down(seconds: float) -> None:
-    """Every file of a checkpoint takes so long before it takes its place."""
-    rename = Path.rename
+def slow_down(seconds: float, trace: Callable[[str], None]) -> None:
+    """Every checkpoint, and each of its parts, takes so long before it takes its place."""
+    rename = os.rename
 
-    def later(self: Path, target: Any) -> Any:
+    def later(*args: Any, **kwargs: Any) -> None:
+        trace(f"slow {args[0]}")
         time.sleep(seconds)
-        return rename(self, target)
+        rename(*args, **kwargs)
 
-    Path.rename = later  # type: ignore[method-assign, assignment]
+    os.rename = later  # type: ignore[assignment]
+
+
+def leak() -> None:
+    """Keeps the state of every checkpoint for good."""
+    from jdcl_jax.training.checkpoint import to_host
+
+    kept: list[Any] = []
+
+    def keeping(original: Callable[..., Any], owner: Any, name: str, step: int, state: Any, record: Any) -> Any:
+        kept.append(to_host(state))
+        return original(owner, name, step, state, record)
+
+    wrap("save", keeping)
 
 
 def preload() -> None:
@@ -179,8 +193,10 @@ def main() -> None:
     tracing(trace, fault.slow)
     if "MOST_MEMORY" in os.environ:
         resource.setrlimit(resource.RLIMIT_AS, (int(os.environ["MOST_MEMORY"]),) * 2)
+    if "LEAK" in os.environ:
+        leak()
     if "SLOW_DISK" in os.environ:
-        slow_down(float(os.environ["SLOW_DISK"]))
+        slow_down(float(os.environ["SLOW_DISK"]), trace)
     if fault.place:
         strike(fault, trace)
     if fault.lost:
