@@ -4,7 +4,7 @@
 # background and prints where its log and its results are. While that run goes on, a second start
 # stops with one line; afterwards the same command starts it again (and so resumes a cut-off run).
 #
-# One host only: training over several hosts is not there yet, so larger slices are refused.
+# On a slice of several hosts each of them runs the same command with --multihost, and the first one has the results.
 set -euo pipefail
 
 usage() {
@@ -12,7 +12,7 @@ usage() {
 usage: launch/tpu_vm.sh --zone ZONE --type TYPE [options] -- ARGUMENTS OF jdcl_jax.main
 
   --zone ZONE        zone with that kind of TPU, such as us-west4-a
-  --type TYPE        accelerator type with one host, such as v5litepod-8, v6e-8 or v4-8
+  --type TYPE        accelerator type, such as v5litepod-8, v6e-8 or v4-8, or of several hosts, v5litepod-16
   --version VERSION  runtime version (default: the one that Google names for the type)
   --name NAME        name of the VM (default: jdcl-jax); an existing VM of this name is reused
   --project PROJECT  Google Cloud project (default: gcloud's own setting)
@@ -92,10 +92,10 @@ done
 [[ $name =~ ^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$ ]] ||
   die "--name $name: write lower-case letters, digits and hyphens, a letter first"
 [[ $type =~ ^(v2|v3|v4|v5litepod|v5p|v6e)-([1-9][0-9]{0,4})$ ]] ||
-  die "--type $type is unknown: write one with a single host, such as v5litepod-8, v6e-8, v5p-8, v4-8, v3-8 or v2-8"
+  die "--type $type is unknown: write for example v5litepod-8, v6e-8, v5p-8, v4-8, v3-8 or v2-8"
 # In every family a host holds up to 8 of what the type counts: chips (v5e, v6e) or cores (others).
-[ "${BASH_REMATCH[2]}" -le 8 ] ||
-  die "--type $type has several hosts, and training over several hosts is not there yet: write ${BASH_REMATCH[1]}-8, one host"
+hosts=one
+[ "${BASH_REMATCH[2]}" -le 8 ] || hosts=several
 if [ -z "$version" ]; then
   case $type in
     v6e-*) version=v2-alpha-tpuv6e ;;
@@ -117,6 +117,7 @@ if [ -z "$workdir" ]; then
   workdir=runs/$name
   set -- "$@" "--workdir=$workdir"
 fi
+[ "$hosts" = one ] || set -- "$@" --multihost
 case $workdir in
   /*) remote_workdir=$workdir ;;
   *) remote_workdir=jdcl_jax/$workdir ;; # seen from the VM's home folder
@@ -166,7 +167,7 @@ elif ! "${describe[@]}" 2>/dev/null; then
   "${create[@]}"
 fi
 
-run tar -czf "$archive" -C "$repository" --exclude=./.git --exclude=./runs --exclude=.venv \
+run tar -czf "$archive" -C "$repository" --exclude=./.git --exclude=./runs --exclude='.venv*' \
   --exclude=venv --exclude=__pycache__ .
 run "${tpu[@]}" scp "$archive" "$name:$name-jdcl_jax.tar.gz" "${where[@]}" --worker=all
 on_vm "$unpack"

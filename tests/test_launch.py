@@ -209,6 +209,16 @@ def test_the_runtime_version_follows_the_type_unless_given(kind, version):
     assert "--version=other" in dry_run(*base, "--version=other", "--", "--config=c.py")[1]
 
 
+@pytest.mark.parametrize("kind", ["v5litepod-16", "v4-16", "v6e-256"])
+def test_every_host_of_a_larger_slice_runs_the_command_with_multihost(kind):
+    lines = dry_run("--zone=z", f"--type={kind}", "--delete", "--", "--config=c.py")
+    (start,) = [line for line in lines if "jdcl_jax.main --config" in line]
+    assert "-m jdcl_jax.main --config=c.py --workdir=runs/jdcl-jax --multihost" in start
+    assert "--worker=all" in shlex.split(start)
+    assert all("--worker=0" in shlex.split(line) for line in lines if "--recurse" in line)
+    assert "--multihost" not in "".join(dry_run(*PLACE, "--", "--config=c.py"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -224,8 +234,6 @@ def test_the_runtime_version_follows_the_type_unless_given(kind, version):
         (["--zone", "--type", "v4-8", "--", "x"], "--zone needs a value"),
         ([*PLACE, "--name=Bad_Name", "--", "x"], "--name Bad_Name"),
         ([*PLACE, "--name=a;b", "--", "x"], "--name a;b"),
-        (["--zone=z", "--type=v5litepod-16", "--", "x"], "several hosts"),
-        (["--zone=z", "--type=v4-16", "--", "x"], "several hosts"),
         (["--zone=z", "--type=h100-8", "--", "x"], "--type h100-8 is unknown"),
         (["--zone=z", "--type=v4", "--", "x"], "--type v4 is unknown"),
     ],
