@@ -353,7 +353,7 @@ def test_the_step_has_the_gradient_of_the_loss_plus_every_strength_times_its_pen
         state = create_state(start, optax.sgd(rate), ema=False, tracked=each.init_tracked(start))
         state, metrics = affine.run_phase(phase, affine.context(each, kept, 1, 0), state, optax.sgd(rate))
         ends.append(affine.flat(state.params))
-        losses.append({name: float(value[0]) for name, value in metrics.items()})
+        losses.append({name: float(value[0]) for name, value in metrics.items() if value.ndim == 1})
     parts = {}
     for penalty in method.penalties:
         value, gradient = jax.value_and_grad(penalty.value)(start, memory["penalties"][penalty.name])
