@@ -83,11 +83,11 @@ class Method:
                 life = self._live(workdir, fault)
                 seconds += life.seconds
                 problems += lives.faults_of(life, self.steps) + self._ending(life, sent)
-                if life.was_hit and life.code != 0:
+                if life.was_hit and (life.code != 0 or sent == signal.SIGTERM):  # which may come just before the end
                     struck.append(fault.place if fault else "")
-                elif life.code == 0:
+                if life.code == 0:
                     break
-                else:
+                if not life.was_hit:
                     problems.append(f"exit code {life.code}: {life.log[-600:]}")
                     break
             problems += self._compare(workdir)
@@ -96,23 +96,22 @@ class Method:
     def _next(self, left: int, sent: signal.Signals) -> Fault | None:
         if left <= 0:
             return None
-        last = left == 1 and sent == signal.SIGKILL  # a run that is asked to stop there is done before it stops
-        place = "report" if last else self.random.choice(PLACES)
+        place = "report" if left == 1 else self.random.choice(PLACES)
         turns = {"start": 1, "report": 1, "evaluation": 1, "end of task": 2, "save": 6}.get(place, 12)
         delay = self.random.uniform(0.0, SPANS[place])
         return Fault(place, self.random.randint(1, turns), delay, int(sent))
 
     def _ending(self, life: Life, sent: signal.Signals) -> list[str]:
-        if not life.was_hit or life.code == 0:
+        if not life.was_hit or (life.code == 0 and sent == signal.SIGKILL):
             return []
         assert life.ending is not None
-        wanted = -sent if sent == signal.SIGKILL else EXIT_AGAIN
-        out = [] if life.code == wanted else [f"{sent.name} ended in exit code {life.code}: {life.log[-600:]}"]
+        wanted = (-sent,) if sent == signal.SIGKILL else (0, EXIT_AGAIN)
+        out = [] if life.code in wanted else [f"{sent.name} ended in exit code {life.code}: {life.log[-600:]}"]
         if sent == signal.SIGTERM:
             self.tally.seconds_to_end.append(life.ending)
             if life.ending > SIGTERM_SECONDS:
                 out.append(f"it ended {life.ending:.1f} s after SIGTERM")
-            if "the same command goes on from" not in life.log:
+            if life.code != 0 and "the same command goes on from" not in life.log:
                 out.append(f"it does not say how to go on: {life.log[-300:]}")
         return out
 

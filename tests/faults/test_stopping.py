@@ -12,8 +12,11 @@ from faults.lives import environment
 from jdcl_jax.training.stopping import EXIT_AGAIN, listening
 
 WAITS = """
-import ctypes, sys, time
-from jdcl_jax.training.stopping import listening
+import ctypes, signal, sys, time
+from jdcl_jax.training.stopping import SIGNALS, listening
+
+for number in SIGNALS:  # whoever started the tests may have ignored some, as nohup does
+    signal.signal(number, signal.SIG_DFL)
 
 with listening(float(sys.argv[1]), "too late") as asked:
     print("listening", flush=True)
@@ -29,16 +32,18 @@ print("after", flush=True)
 def ended(arguments: Sequence[str], *signals: signal.Signals) -> tuple[int, str, float]:
     """Exit code, output and seconds of a process that gets these signals, half a second apart."""
     command = [sys.executable, "-c", WAITS, *arguments]
-    process = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == "listening\n"
-    started = time.monotonic()
-    for number in signals:
-        process.send_signal(number)
-        time.sleep(0.5)
-    out, _ = process.communicate(timeout=60)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, env=environment(), text=True, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "listening\n"
+        started = time.monotonic()
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.5)
+        try:
+            out, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
     return process.returncode, out, time.monotonic() - started
 
 

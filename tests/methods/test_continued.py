@@ -15,6 +15,7 @@ from jdcl_jax.errors import UserError
 from jdcl_jax.experiment import Experiment, run
 from jdcl_jax.methods.method import DENOISER, Learned, Phase
 from jdcl_jax.methods.registry import default_options, make_method
+from jdcl_jax.training.checkpoint import to_host
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_a_warm_up_may_be_longer_than_a_round_but_not_than_all_of_them(tiny_conf
 
 
 class Watched:
-    """A run, its network at the end of each phase, and what the method then keeps."""
+    """A run, its network at the end of each phase, and what the method then keeps; of the last, after the task."""
 
     def __init__(self, tiny_config, folder: Path, *words: str):
         self.phases, self.states, self.memories = [], [], []
@@ -151,8 +152,8 @@ class Watched:
         def end_phase(experiment, phase, *, last):
             ended(experiment, phase, last=last)
             self.phases.append(phase.name)
-            self.states.append(jax.device_get(experiment.state["networks"][DENOISER]))
-            self.memories.append(experiment.state["memory"])
+            self.states.append(to_host(experiment.state["networks"][DENOISER]))
+            self.memories.append(to_host(experiment.state["memory"]))
 
         config = tiny_config(*WORDS, *words)
         with pytest.MonkeyPatch.context() as patch:
@@ -230,8 +231,11 @@ def test_the_replay_set_is_drawn_once_and_labelled_by_the_network_as_it_was_afte
 
 
 def test_the_teacher_stays_the_network_as_it_was_after_real_data(distilled) -> None:
-    for memory in distilled.memories:
-        jax.tree.map(np.testing.assert_array_equal, memory["old"]["averaged"], distilled.states[0].averaged)
+    """Until the task is over."""
+    *during, after = (memory["old"]["averaged"] for memory in distilled.memories)
+    for old in during:
+        jax.tree.map(np.testing.assert_array_equal, old, distilled.states[0].averaged)
+    jax.tree.map(np.testing.assert_array_equal, after, distilled.states[-1].averaged)
 
 
 def test_a_teacher_is_distilled_from_where_that_is_asked_for_and_nowhere_else(alone, distilled) -> None:
