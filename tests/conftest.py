@@ -6,6 +6,7 @@ tests. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as for users; tests/both_ends.p
 
 import atexit
 import dataclasses
+import gc
 import importlib.metadata
 import importlib.util
 import json
@@ -76,6 +77,21 @@ TINY_JDCL = (
 """These words more make it a run of JDCL."""
 
 GD_RUN = ("gd", "train.steps=8", "checkpoint.every=4")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs come first, so that the processes of the suite end at about the same time; see "long" too."""
+    items.sort(key=lambda item: len(item.path.parts))
+    for item in items:
+        if item.get_closest_marker("long") and not os.environ.get("JDCL_LONG"):
+            item.add_marker(pytest.mark.skip(reason="long form: JDCL_LONG=1"))
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays; the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="module", autouse=True)

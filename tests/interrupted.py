@@ -1,9 +1,8 @@
-"""Runs with the small network that are killed in the middle of a phase, and what their checkpoints hold."""
+"""Runs with the small network that are stopped in the middle of a phase, and what their checkpoints hold.
 
-import os
-import signal
-import subprocess
-import sys
+They are stopped by an exception, and go on in the same process; tests/faults kills processes.
+"""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,42 +12,47 @@ import numpy as np
 import pytest
 
 from jdcl_jax.assembly import RunArrays, assemble
-from jdcl_jax.experiment import run
+from jdcl_jax.experiment import Experiment, run
 from jdcl_jax.training.checkpoint import Checkpoints
 
-REPOSITORY = Path(__file__).parents[1]
 
-# The command line, with the small network; it ends with SIGKILL when that checkpoint of a phase of task 2 is saved.
-KILLED_IN = f"""
-import os, runpy, signal, sys
-from jdcl_jax.training.checkpoint import Checkpoints
-
-sys.path.insert(0, {str(REPOSITORY / "tests")!r})
-import small_runs
-
-small_runs.quick(setattr)
-save, where = Checkpoints.save, (1, int(sys.argv.pop(1)), int(sys.argv.pop(1)))
-
-def killed(self, step, state, record):
-    save(self, step, state, record)
-    position = record["position"]
-    if (position["task"], position["phase"], position["step"]) == where:
-        self.wait()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Checkpoints.save = killed
-runpy.run_module("jdcl_jax.main", run_name="__main__", alter_sys=True)
-"""
+class StoppedError(Exception):
+    """The run has come to where it is to be stopped."""
 
 
-def killed_at(words: str, workdir: Path, phase: int, step: int) -> str:
-    """Starts configs/digits.py:words, or goes on with it, until it is killed there; what it said."""
-    config = f"--config={REPOSITORY / 'configs' / 'digits.py'}:{words}"
-    environment = {**os.environ, "GLIBC_TUNABLES": "", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-c", KILLED_IN, str(phase), str(step), config, f"--workdir={workdir}"]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
-    return ended.stderr
+def share_programs(patch: pytest.MonkeyPatch) -> None:
+    """Runs of one config compile each phase once between them, as one run does for all its tasks."""
+    compiled: dict[str, dict[Any, Any]] = {}
+    begin = Experiment.__init__
+
+    def sharing(self, *args, **kwargs):
+        begin(self, *args, **kwargs)
+        self._compiled = compiled.setdefault(self.config.to_json(), self._compiled)
+
+    patch.setattr(Experiment, "__init__", sharing)
+
+
+def stopped_at(config: Any, workdir: Path, phase: int, step: int) -> tuple[int, int, int]:
+    """Starts a run, or goes on with it, until that checkpoint of a phase of task 2 is saved.
+
+    Returns:
+      Task, phase and step of the run, all from 0, where it went on.
+    """
+    save, began = Checkpoints.save, []
+
+    def stopping(self, number, state, record):
+        place = record["position"]
+        began.append((place["task"], place["phase"], place["step"]))
+        save(self, number, state, record)
+        if began[-1] == (1, phase, step):
+            self.wait()
+            raise StoppedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", stopping)
+        with pytest.raises(StoppedError):
+            run(config, workdir, command="tests")
+    return began[0]
 
 
 def position(workdir: Path) -> tuple[int, int, int]:
@@ -58,10 +62,20 @@ def position(workdir: Path) -> tuple[int, int, int]:
     return found["task"], found["phase"], found["step"]
 
 
+_shapes: dict[str, Any] = {}
+
+
+def shapes_of(config: Any) -> Any:
+    """Of all that a run of this config keeps."""
+    text = config.to_json()
+    if text not in _shapes:
+        _shapes[text] = RunArrays(assemble(config)).shapes()
+    return _shapes[text]
+
+
 def saved(workdir: Path, config: Any, task: int) -> Any:
     """The tree of a task's checkpoint, tasks from 1."""
-    shapes = RunArrays(assemble(config)).shapes()
-    return Checkpoints(workdir / "checkpoints", read_only=True).restore_task(task, shapes)[0]
+    return Checkpoints(workdir / "checkpoints", read_only=True).restore_task(task, shapes_of(config))[0]
 
 
 def leaves(workdir: Path, config: Any, tasks: tuple[int, ...] = (1, 2, 3)) -> dict[str, bytes]:
@@ -78,12 +92,11 @@ def zeros(tree: Any) -> Any:
     return jax.tree.map(np.zeros_like, tree)
 
 
-class StoppedError(Exception):
-    """The run has reached the end of a task."""
-
-
 def end_of_task(workdir: Path, config: Any, forget: Callable[[Any], Any]) -> None:
-    """Goes on from the newest checkpoint without what `forget` takes away, up to the end of that task."""
+    """Goes on from the newest checkpoint without what `forget` takes away, up to the end of that task.
+
+    The task is not evaluated, and on the way nothing is saved.
+    """
     restore_newest, save_task = Checkpoints.restore_newest, Checkpoints.save_task
 
     def lossy(self, target, order):
@@ -98,5 +111,7 @@ def end_of_task(workdir: Path, config: Any, forget: Callable[[Any], Any]) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoints, "restore_newest", lossy)
         patch.setattr(Checkpoints, "save_task", last)
+        patch.setattr(Checkpoints, "save", lambda *saved: None)
+        patch.setattr(Experiment, "_evaluate", lambda self: None)
         with pytest.raises(StoppedError):
             run(config, workdir)

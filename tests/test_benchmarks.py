@@ -240,6 +240,7 @@ def test_what_a_method_keeps_for_later_tasks_is_timed_too(benchmarks, tiny_confi
     assert entries == [{"task": 2, "phase": "keep", "seconds": 3, "compile_seconds": 0.0, "steps": 0}]
 
 
+@pytest.mark.long
 def test_whole_runs_are_timed_for_it(tmp_path) -> None:
     out = tmp_path / "out.json"
     run("growth.py", "--tiny", f"--out={out}")

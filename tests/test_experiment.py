@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import small_runs
 from jdcl_jax import experiment
 from jdcl_jax.assembly import RunArrays, assemble, forward_flops, solver_flops
 from jdcl_jax.errors import UserError
@@ -272,8 +273,9 @@ def test_experience_replay_keeps_a_balanced_buffer_of_seen_classes(tiny_config, 
     assert all("loss_buffer" in line for line in metrics(tmp_path / "run") if line["phase"] == "rehearse")
 
 
-def test_a_conditional_guided_averaged_run_under_jit(tiny_config, tmp_path) -> None:
+def test_a_conditional_guided_averaged_run_under_jit(tiny_config, tmp_path, monkeypatch) -> None:
     """Generative replay with everything that the other runs leave at its default."""
+    small_runs.quick(monkeypatch.setattr)
     config, results = run_tiny(
         tiny_config, tmp_path, "gr", "model.class_conditional=True", "sampler.guidance=1.5", "train.ema=0.9",
         "evaluation.weights=ema", "parallel.mode=jit", "train.reset_optimizer=False", "train.optimizer=adamw",

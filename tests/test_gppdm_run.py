@@ -258,7 +258,7 @@ def test_without_prototypes_the_denoiser_is_shown_zeros_in_their_place(tiny_conf
     assert not (tmp_path / "run" / "prototypes").exists()
 
 
-@pytest.mark.parametrize("start", ["mean", "noise"])
+@pytest.mark.parametrize("start", [pytest.param("mean", marks=pytest.mark.long), "noise"])
 def test_other_beginnings(start, tiny_config, tmp_path) -> None:
     words = (f"method.prototype_start={start}", "method.prototype_update=none", "tasks.first=2", "train.steps=4")
     config = tiny_config(*WORDS, *words, "solver.steps=4")

@@ -1,8 +1,9 @@
-"""Whole runs of JDCL on real digits: what they leave, killed and resumed, on devices and in all variants.
+"""Whole runs of JDCL on real digits: what they leave, stopped and resumed, on devices and in all variants.
 
 All but one have two layers in the UNet's place, and nothing is optimised while compiling, so that a run takes seconds.
 """
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ import optax
 import pytest
 from sklearn import metrics
 
-from interrupted import end_of_task, killed_at, leaves, position, saved, zeros
+from interrupted import end_of_task, leaves, position, saved, shapes_of, share_programs, stopped_at, zeros
 from jdcl_jax import assembly
 from jdcl_jax import sample as sample_command
-from jdcl_jax.assembly import RunArrays, assemble, classifying_flops, forward_flops
+from jdcl_jax.assembly import assemble, classifying_flops, forward_flops
 from jdcl_jax.data.batches import to_float
 from jdcl_jax.experiment import run
 from jdcl_jax.keys import named_key
@@ -37,11 +38,15 @@ GROUPS, QUOTA = [[0, 1], [2, 3], [4, 5]], 20
 pytestmark = [pytest.mark.usefixtures("small"), pytest.mark.end_to_end]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shared(small) -> None:
+    share_programs(small)
+
+
 def newest(workdir: Path, config) -> Any:
     """The tree of the newest checkpoint in the middle of a task."""
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    step, shapes = max(checkpoints._latest.all_steps()), RunArrays(assemble(config)).shapes()
-    return checkpoints._restore(checkpoints._latest, step, shapes)[0]
+    return checkpoints._restore(checkpoints._latest, max(checkpoints._latest.all_steps()), shapes_of(config))[0]
 
 
 def averaged(workdir: Path, config, task: int) -> Any:
@@ -224,48 +229,46 @@ def test_sampling_draws_from_the_model_that_was_evaluated_and_not_from_where_a_l
         assert grid(parts, local, key, tmp_path / "local.png") != picture
 
 
-# -- killed in the middle of each stage of task 2
+# -- stopped in the middle of each stage of task 2
 
-KILLED_AT = {"local": 8, "draw": 8, "global": 12}  # of 16, 20 and 24 steps; the old model's samples are drawn by 10
-STAGES = list(KILLED_AT)
+STOPPED_AT = {"local": 8, "draw": 8, "global": 12}  # of 16, 20 and 24 steps; the old model's samples are drawn by 10
+STAGES = list(STOPPED_AT)
 
 
-class Killed:
-    """A run killed in each stage of task 2, every time in a process of its own, and then ended in this one.
+class Stopped:
+    """A run stopped in each stage of task 2, and then ended.
 
-    `at` holds copies of its folder as the killed processes left it.
+    `at` holds copies of its folder as it was when it was stopped, `began` the first checkpoint that each part made.
     """
 
-    def __init__(self, tiny_words, config, folder: Path):
-        self.workdir, self.at, self.logs = folder / "run", {}, {}
+    def __init__(self, config, folder: Path):
+        self.workdir, self.at, self.began = folder / "run", {}, {}
         for number, stage in enumerate(STAGES):
-            self.logs[stage] = killed_at(tiny_words(*SCRATCH), self.workdir, number, KILLED_AT[stage])
+            self.began[stage] = stopped_at(config, self.workdir, number, STOPPED_AT[stage])
             self.at[stage] = folder / stage
             shutil.copytree(self.workdir, self.at[stage])
         self.results = run(config, self.workdir, command="tests")
 
 
 @pytest.fixture(scope="module")
-def killed(tiny_words, undisturbed, tmp_path_factory) -> Killed:
-    return Killed(tiny_words, undisturbed.config, tmp_path_factory.mktemp("killed"))
+def stopped(undisturbed, tmp_path_factory) -> Stopped:
+    return Stopped(undisturbed.config, tmp_path_factory.mktemp("stopped"))
 
 
-def test_every_process_went_on_in_the_middle_of_the_stage_where_the_one_before_was_killed(killed, undisturbed) -> None:
-    assert "resuming" not in killed.logs["local"]
-    assert "resuming at task 2" in killed.logs["draw"]
-    assert "resuming at task 2" in killed.logs["global"]
+def test_every_part_went_on_in_the_middle_of_the_stage_where_the_one_before_was_stopped(stopped) -> None:
+    assert stopped.began == {"local": (0, 0, 4), "draw": (1, 0, 12), "global": (1, 1, 12)}
     for number, stage in enumerate(STAGES):
-        assert position(killed.at[stage]) == (1, number, KILLED_AT[stage])
-        assert Checkpoints(killed.at[stage] / "checkpoints", read_only=True).tasks() == [1]
+        assert position(stopped.at[stage]) == (1, number, STOPPED_AT[stage])
+        assert Checkpoints(stopped.at[stage] / "checkpoints", read_only=True).tasks() == [1]
 
 
-def test_a_local_stage_begins_from_scratch_and_a_global_one_from_the_model_of_all_tasks(killed, undisturbed) -> None:
+def test_a_local_stage_begins_from_scratch_and_a_global_one_from_the_model_of_all_tasks(stopped, undisturbed) -> None:
     """After a few steps of so small a learning rate a network is still near its beginning."""
 
     def distance(a, b) -> float:
         return float(optax.tree.norm(jax.tree.map(np.subtract, a, b)))
 
-    states = {stage: newest(killed.at[stage], undisturbed.config) for stage in ("local", "global")}
+    states = {stage: newest(stopped.at[stage], undisturbed.config) for stage in ("local", "global")}
     now = {stage: state["networks"][DENOISER].params for stage, state in states.items()}
     memory = states["global"]["memory"]
     old, local = (memory[name]["averaged"] for name in ("old", "local"))
@@ -274,32 +277,32 @@ def test_a_local_stage_begins_from_scratch_and_a_global_one_from_the_model_of_al
     assert distance(now["global"], old) < 0.5 * min(distance(now["global"], x) for x in (local, scratch))
 
 
-def test_sampling_from_a_run_in_the_middle_of_a_stage_draws_from_the_task_before(killed, undisturbed) -> None:
+def test_sampling_from_a_run_in_the_middle_of_a_stage_draws_from_the_task_before(stopped, undisturbed) -> None:
     before = sample_command.sample(undisturbed.workdir, task=1, num=6)
     for stage in STAGES:
-        np.testing.assert_array_equal(sample_command.sample(killed.at[stage], task=0, num=6), before)
+        np.testing.assert_array_equal(sample_command.sample(stopped.at[stage], task=0, num=6), before)
 
 
-def test_networks_teachers_and_replay_set_are_bit_for_bit_those_of_an_undisturbed_run(killed, undisturbed) -> None:
-    ends = [leaves(workdir, undisturbed.config) for workdir in (killed.workdir, undisturbed.workdir)]
+def test_networks_teachers_and_replay_set_are_bit_for_bit_those_of_an_undisturbed_run(stopped, undisturbed) -> None:
+    ends = [leaves(workdir, undisturbed.config) for workdir in (stopped.workdir, undisturbed.workdir)]
     assert ends[0].keys() == ends[1].keys()
     assert sum("['draw']['images']" in name for name in ends[0]) == 3
     assert [name for name in ends[0] if ends[0][name] != ends[1][name]] == []
 
 
-def test_everything_that_was_measured_is_equal(killed, undisturbed) -> None:
+def test_everything_that_was_measured_is_equal(stopped, undisturbed) -> None:
     for key in ("status", "scores", "phases", "confusion", "assigned", "errors", "tasks", "config", "parameters"):
-        assert killed.results[key] == undisturbed.results[key], key
+        assert stopped.results[key] == undisturbed.results[key], key
     amounts = ("task", "phase", "steps", "images", "model_flops")
-    rows = [[[row[k] for k in amounts] for row in one.results["cost"]] for one in (killed, undisturbed)]
+    rows = [[[row[k] for k in amounts] for row in one.results["cost"]] for one in (stopped, undisturbed)]
     assert rows[0] == rows[1]
     facts = [
         [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines(one.workdir)]
-        for one in (killed, undisturbed)
+        for one in (stopped, undisturbed)
     ]
     assert facts[0] == facts[1]
     for picture in sorted((undisturbed.workdir / "samples").iterdir()):
-        assert (killed.workdir / "samples" / picture.name).read_bytes() == picture.read_bytes()
+        assert (stopped.workdir / "samples" / picture.name).read_bytes() == picture.read_bytes()
 
 
 def with_network(state, **changes):
@@ -331,9 +334,9 @@ FORGET = {
     ],
 )
 def test_the_end_of_task_2_differs_exactly_where_a_part_of_the_state_is_lost(
-    stage, lost, same, killed, undisturbed, tmp_path
+    stage, lost, same, stopped, undisturbed, tmp_path
 ) -> None:
-    shutil.copytree(killed.at[stage], tmp_path / "run")
+    shutil.copytree(stopped.at[stage], tmp_path / "run")
     assert position(tmp_path / "run")[1] == STAGES.index(stage)
     end_of_task(tmp_path / "run", undisturbed.config, FORGET[lost])
     ends = [leaves(folder, undisturbed.config, (2,)) for folder in (tmp_path / "run", undisturbed.workdir)]
@@ -358,9 +361,14 @@ def test_pmap_on_two_devices_and_jit_give_the_same_accuracy(tiny_config, undistu
 # -- variants
 
 
-@pytest.mark.parametrize("kind", ["joint", "separate"])
-@pytest.mark.parametrize("distillation", [True, False])
-@pytest.mark.parametrize("local", [True, False])
+ABLATIONS = list(itertools.product([True, False], [True, False], ["joint", "separate"]))
+SHORT = {(True, True, "separate"), (True, False, "joint"), (False, True, "joint")}  # each part is left out once
+
+
+@pytest.mark.parametrize(
+    ("local", "distillation", "kind"),
+    [pytest.param(*one, marks=[] if one in SHORT else pytest.mark.long) for one in ABLATIONS],
+)
 def test_every_ablation_runs_to_the_end(kind, distillation, local, tiny_config, tmp_path) -> None:
     words = (f"classifier.kind={kind}", f"method.distillation={distillation}", f"method.local={local}")
     results = run(tiny_config(*JDCL, TWO, *words), tmp_path / "run")
@@ -390,7 +398,7 @@ def test_every_ablation_runs_to_the_end(kind, distillation, local, tiny_config, 
     ("unlabelled", "terms"),
     [
         ("fixmatch", {"loss_denoising", "loss_class", "loss_fixmatch", "sure"}),
-        ("denoise", {"loss_denoising", "loss_class"}),
+        pytest.param("denoise", {"loss_denoising", "loss_class"}, marks=pytest.mark.long),
         ("ignore", {"loss_denoising", "loss_class"}),
     ],
 )

@@ -1,4 +1,4 @@
-"""Whole runs of the methods with a generator and a classifier of its own: what they leave, killed in each phase."""
+"""Whole runs of the methods with a generator and a classifier of its own: what they leave, stopped in each phase."""
 
 import itertools
 import shutil
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from interrupted import end_of_task, killed_at, leaves, position, saved, zeros
+from interrupted import end_of_task, leaves, position, saved, share_programs, stopped_at, zeros
 from jdcl_jax.assembly import assemble
 from jdcl_jax.data.batches import to_float
 from jdcl_jax.experiment import run
@@ -39,6 +39,11 @@ PHASES = {
 }  # of the second task and those that follow; without the last one in the last task, where it is of no use
 
 pytestmark = pytest.mark.usefixtures("small")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared(small) -> None:
+    share_programs(small)
 
 
 class Undisturbed:
@@ -130,19 +135,19 @@ def test_replayed_images_are_of_all_old_classes_by_turns_and_none_is_drawn_twice
         assert len(np.unique(stored["images"][:size].reshape(size, -1), axis=0)) == size
 
 
-# -- killed in the middle of each phase of task 2
+# -- stopped in the middle of each phase of task 2
 
 
-class Killed:
-    """A run killed in each phase of task 2, every time in a process of its own, and then ended in this one.
+class Stopped:
+    """A run stopped in each phase of task 2, and then ended.
 
-    `at` holds copies of its folder as the killed processes left it, by the number of the phase.
+    `at` holds copies of its folder as it was when it was stopped, by the number of the phase.
     """
 
-    def __init__(self, undisturbed: Undisturbed, words: str, folder: Path):
+    def __init__(self, undisturbed: Undisturbed, folder: Path):
         self.workdir, self.at = folder / "run", {}
         for number in range(len(PHASES[undisturbed.name])):
-            killed_at(words, self.workdir, number, 4)
+            stopped_at(undisturbed.config, self.workdir, number, 4)
             assert position(self.workdir) == (1, number, 4)
             self.at[number] = folder / str(number)
             shutil.copytree(self.workdir, self.at[number])
@@ -150,20 +155,20 @@ class Killed:
 
 
 @pytest.fixture(scope="module")
-def killed(undisturbed, tiny_words, tmp_path_factory) -> Killed:
-    return Killed(undisturbed, tiny_words(*WORDS[undisturbed.name]), tmp_path_factory.mktemp("killed"))
+def stopped(undisturbed, tmp_path_factory) -> Stopped:
+    return Stopped(undisturbed, tmp_path_factory.mktemp("stopped"))
 
 
-def test_killed_in_each_phase_it_ends_bit_for_bit_like_an_undisturbed_run(killed, undisturbed) -> None:
-    ends = [leaves(workdir, undisturbed.config) for workdir in (killed.workdir, undisturbed.workdir)]
+def test_stopped_in_each_phase_it_ends_bit_for_bit_like_an_undisturbed_run(stopped, undisturbed) -> None:
+    ends = [leaves(workdir, undisturbed.config) for workdir in (stopped.workdir, undisturbed.workdir)]
     assert ends[0].keys() == ends[1].keys()
     assert [name for name in ends[0] if ends[0][name] != ends[1][name]] == []
     for key in ("status", "scores", "phases", "confusion", "errors", "config", "parameters"):
-        assert killed.results[key] == undisturbed.results[key], key
+        assert stopped.results[key] == undisturbed.results[key], key
     pictures = sorted(undisturbed.workdir.glob("*/task_*.png"))
     assert len(pictures) == (6 if undisturbed.name == "gppdm" else 3)
     for picture in pictures:
-        assert (killed.workdir / picture.relative_to(undisturbed.workdir)).read_bytes() == picture.read_bytes()
+        assert (stopped.workdir / picture.relative_to(undisturbed.workdir)).read_bytes() == picture.read_bytes()
 
 
 def without(part: str, phase: str) -> Any:
@@ -194,12 +199,12 @@ LOST = {
 }  # fmt: skip
 
 
-def test_the_end_of_the_task_differs_where_a_part_of_the_state_is_lost(killed, undisturbed, tmp_path) -> None:
+def test_the_end_of_the_task_differs_where_a_part_of_the_state_is_lost(stopped, undisturbed, tmp_path) -> None:
     """Every one of these parts matters, so that equal ends show that it was kept."""
     right = leaves(undisturbed.workdir, undisturbed.config, (2,))
     for number, (part, phase) in enumerate([("nothing", LOST[undisturbed.name][0][1]), *LOST[undisturbed.name]]):
         folder = tmp_path / str(number)
-        shutil.copytree(killed.at[PHASES[undisturbed.name].index(phase)], folder)
+        shutil.copytree(stopped.at[PHASES[undisturbed.name].index(phase)], folder)
         end_of_task(folder, undisturbed.config, without(part, phase) if part != "nothing" else lambda state: state)
         end = leaves(folder, undisturbed.config, (2,))
         assert (end == right) is (part == "nothing"), (part, phase)

@@ -271,6 +271,7 @@ def examples() -> list[np.ndarray]:
     return [digits, colourful(6)]
 
 
+@pytest.mark.long
 def test_a_sheet_of_views_to_look_at(tmp_path: Path) -> None:
     # Rows: the image, three weak views, four strong ones.
     parts = []

@@ -57,11 +57,12 @@ class Tally:
 class Method:
     """The campaign of one method."""
 
-    def __init__(self, name: str, folder: Path, seed: int):
+    def __init__(self, name: str, folder: Path, seed: int, cold: bool):
         self.name, self.folder, self.tally = name, folder / name, Tally()
         self.words = runs.words(name, str(folder / "cache"))
         self.random = random.Random(f"{seed} {name}")
-        self._live(self.folder / "warm")  # fills the caches of compiled programs and classifiers
+        if not cold:
+            self._live(self.folder / "warm")  # fills the caches of compiled programs and classifiers
         peace = self._live(self.folder / "peace")
         assert peace.code == 0, peace.log
         self.steps, self.seconds = lives.steps_of(peace), peace.seconds
@@ -160,7 +161,7 @@ class Method:
 
 def campaign(name: str, folder: Path, options: argparse.Namespace) -> Tally:
     """All that is asked for, of one method."""
-    method = Method(name, folder, options.seed)
+    method = Method(name, folder, options.seed, options.cold)
     method.hit(options.kills, signal.SIGKILL)
     method.hit(options.terminations, signal.SIGTERM)
     method.control(options.controls)
@@ -192,6 +193,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--terminations", default=20, type=int, help="SIGTERMs of every method")
     parser.add_argument("--controls", default=9, type=int, help="negative controls of every method, at most")
     parser.add_argument("--seed", default=0, type=int, help="of places and moments")
+    parser.add_argument("--cold", action="store_true", help="fill no caches before; seconds say nothing then")
     parser.add_argument("--out", type=Path, required=True, help="JSON file of what was found")
     return parser.parse_args()
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -100,20 +100,30 @@ def alone(words, tmp_path_factory) -> Path:
     return process.workdir
 
 
+@pytest.fixture(scope="module")
+def stopped(words, tmp_path_factory) -> Path:
+    """The folder of two processes that stopped in the second task, asked by a SIGTERM that only one of them got."""
+    folder = tmp_path_factory.mktemp("stopped") / "two"
+    processes = two(words, folder / "run", (None, TERM))
+    assert [process.popen.returncode for process in processes] == [EXIT_AGAIN, EXIT_AGAIN], processes[0].said()
+    return folder
+
+
 @pytest.fixture(scope="module", params=["pmap", "jit"])
-def together(request, words, tmp_path_factory) -> Iterator[list[Process]]:
-    """Two processes that are asked to stop in the second task by a SIGTERM that only one gets, and start again."""
-    folder = tmp_path_factory.mktemp("together")
-    mode = f"{words},parallel.mode={request.param}" + (f",{FED}" if request.param == "jit" else "")
-    stopped = two(mode, folder / "run", (None, TERM))
-    assert [process.popen.returncode for process in stopped] == [EXIT_AGAIN, EXIT_AGAIN], stopped[0].said()
-    processes = two(mode, folder / "run")
+def together(request, words, stopped, tmp_path_factory) -> list[Process]:
+    """Two processes: under pmap those that stopped go on, under jit others make the whole run, fed by their hosts."""
+    folder = tmp_path_factory.mktemp("together") / "two"
+    if request.param == "pmap":
+        shutil.copytree(stopped, folder)
+        processes = two(words, folder / "run")
+    else:
+        processes = two(f"{words},parallel.mode=jit,{FED}", folder / "run")
     assert [process.popen.returncode for process in processes] == [0, 0], processes[0].said() + processes[1].said()
-    yield processes
+    return processes
 
 
 def test_two_processes_leave_the_parameters_of_one(together, alone) -> None:
-    """Forty steps, two tasks, the second with a teacher; stopped and resumed on the way."""
+    """Forty steps, two tasks, the second with a teacher; under pmap stopped and resumed on the way."""
     same_to_rounding(together[0].workdir, alone)
     results = json.loads((together[0].workdir / "results.json").read_text())
     assert results["status"] == "finished"
@@ -131,8 +141,12 @@ def test_both_stop_at_the_same_step_and_none_is_made_twice(together) -> None:
     first, second = (steps(process.workdir) for process in together)
     assert first == second == list(range(2, 82, 2))[: len(first)]
     assert len(first) == 40 // 2
-    for process in together:
-        assert "the same command goes on from there" in process.said()
+
+
+def test_who_stops_says_how_to_go_on(stopped) -> None:
+    for name in ("run", "elsewhere"):
+        assert "the same command goes on from there" in (stopped / f"{name}.log").read_text()
+        assert len(steps(stopped / name)) < 40 // 2
 
 
 def test_only_the_first_process_writes(together) -> None:
@@ -140,8 +154,8 @@ def test_only_the_first_process_writes(together) -> None:
     assert not together[1].workdir.exists()
 
 
-def test_a_run_of_two_processes_goes_on_with_one_and_the_other_way_round(words, alone, tmp_path) -> None:
-    assert [p.popen.returncode for p in two(words, tmp_path / "two" / "run", (TERM, None))] == [EXIT_AGAIN] * 2
+def test_a_run_of_two_processes_goes_on_with_one_and_the_other_way_round(words, alone, stopped, tmp_path) -> None:
+    shutil.copytree(stopped, tmp_path / "two")
     assert one(words, tmp_path / "two" / "run").popen.returncode == 0
     same_to_rounding(tmp_path / "two" / "run", alone)
     assert one(words, tmp_path / "one" / "run", TERM).popen.returncode == EXIT_AGAIN

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+import small_runs
 from jdcl_jax.assembly import RunArrays, assemble
 from jdcl_jax.data.views import Views
 from jdcl_jax.experiment import Experiment, run
@@ -86,7 +87,8 @@ def test_streams_that_draw_for_themselves_are_fed_nothing(regression) -> None:
     assert make_feed(streams, regression.images, regression.labels, 2)(Context(named_key(0), None, {}), 0) == {}
 
 
-def test_a_whole_run_is_bit_for_bit_alike(tiny_config, tmp_path, monkeypatch, optimised) -> None:
+def test_a_whole_run_is_bit_for_bit_alike(tiny_config, tmp_path, monkeypatch) -> None:
+    small_runs.quick(monkeypatch.setattr)
     pools = []
     original = Experiment._context
 
