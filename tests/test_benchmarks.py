@@ -96,7 +96,14 @@ def parameters(parts) -> int:
 
 
 @pytest.mark.parametrize(
-    ("part", "rows"), [("ceilings", 2), ("train_step", 2), ("attention", 1), ("sampling", 3), ("checkpoint", 2)]
+    ("part", "rows"),
+    [
+        ("ceilings", 2),
+        pytest.param("train_step", 2, marks=pytest.mark.long),
+        ("attention", 1),
+        pytest.param("sampling", 3, marks=pytest.mark.long),
+        ("checkpoint", 2),
+    ],
 )
 def test_a_part_runs_and_leaves_its_numbers(part, rows, tmp_path) -> None:
     out = tmp_path / "out.json"
@@ -138,6 +145,7 @@ def test_an_operation_belongs_to_the_layer_in_its_name(benchmarks, name, expecte
     assert step_profile.layer(name) == expected
 
 
+@pytest.mark.long
 def test_the_cost_of_replay_is_its_time_over_its_share_of_operations(benchmarks, monkeypatch) -> None:
     import _compare
     import _ours

@@ -24,6 +24,7 @@ from jdcl_jax.models.resnet import make_classifier
 from jdcl_jax.training.checkpoint import Checkpoints
 from jdcl_jax.training.state import Context
 from jdcl_jax.training.streams import draw_batch
+from jdcl_jax.workdir import Workdir
 
 pytestmark = pytest.mark.end_to_end
 
@@ -216,6 +217,23 @@ def test_two_processes_in_one_workdir_are_refused(tiny_config, tmp_path) -> None
     assert [path.name for path in workdir.iterdir()] == [".lock"]
 
 
+def test_a_run_that_an_earlier_version_began_is_refused_in_one_line(tiny_config, tmp_path, monkeypatch) -> None:
+    """Its records do not say which metrics are not written yet."""
+    small_runs.quick(monkeypatch.setattr)
+    config, workdir = tiny_config("finetune"), tmp_path / "run"
+    Workdir(workdir, config).write_config()
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    position = {"task": 0, "phase": 0, "step": 2, "global_step": 2}
+    checkpoints.save(2, RunArrays(assemble(config)).initial(), {"position": position, "history": {}})
+    checkpoints.close()
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"was begun with an earlier version of jdcl_jax.* write another --workdir"):
+        run(config, workdir)
+    after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    assert {path.name for path in after.keys() - before.keys()} <= {".lock"}
+    assert all(after[path] == data for path, data in before.items())
+
+
 # -- every other method, each with other settings
 
 
@@ -223,11 +241,13 @@ def test_two_processes_in_one_workdir_are_refused(tiny_config, tmp_path) -> None
 def bounds(tiny_config, tmp_path_factory):
     """Method -> (config, workdir, results) of fine-tuning and joint training."""
     found = {}
-    for method in ("finetune", "joint"):
-        workdir = tmp_path_factory.mktemp("bounds") / method
-        config = tiny_config(method)
-        found[method] = (config, workdir, run(config, workdir))
-    return found
+    with pytest.MonkeyPatch.context() as patch:
+        small_runs.quick(patch.setattr)
+        for method in ("finetune", "joint"):
+            workdir = tmp_path_factory.mktemp("bounds") / method
+            config = tiny_config(method)
+            found[method] = (config, workdir, run(config, workdir))
+        yield found
 
 
 @pytest.mark.parametrize("method", ["finetune", "joint"])
@@ -256,6 +276,7 @@ def run_tiny(tiny_config, tmp_path, *words: str):
     return config, results
 
 
+@pytest.mark.long
 def test_experience_replay_keeps_a_balanced_buffer_of_seen_classes(tiny_config, tmp_path) -> None:
     config, results = run_tiny(tiny_config, tmp_path, "er", "method.buffer_size=10")
     labels = assemble(config).setup.labels

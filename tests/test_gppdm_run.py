@@ -250,6 +250,8 @@ def test_prototypes_are_saved_as_images(protected) -> None:
     assert len(sizes) == 3
 
 
+@pytest.mark.end_to_end
+@pytest.mark.long
 def test_without_prototypes_the_denoiser_is_shown_zeros_in_their_place(tiny_config, tmp_path) -> None:
     config = tiny_config(*WORDS, "method.prototypes=False", "tasks.first=2", "train.steps=4", "solver.steps=4")
     results = run(config, tmp_path / "run")
@@ -258,7 +260,7 @@ def test_without_prototypes_the_denoiser_is_shown_zeros_in_their_place(tiny_conf
     assert not (tmp_path / "run" / "prototypes").exists()
 
 
-@pytest.mark.parametrize("start", [pytest.param("mean", marks=pytest.mark.long), "noise"])
+@pytest.mark.parametrize("start", [pytest.param("mean", marks=[pytest.mark.end_to_end, pytest.mark.long]), "noise"])
 def test_other_beginnings(start, tiny_config, tmp_path) -> None:
     words = (f"method.prototype_start={start}", "method.prototype_update=none", "tasks.first=2", "train.steps=4")
     config = tiny_config(*WORDS, *words, "solver.steps=4")

@@ -426,6 +426,7 @@ def test_a_teacher_of_raw_weights_is_kept_beside_the_averaged_ones(tiny_config, 
     assert not np.array_equal(old["raw"]["head"]["logits"]["bias"], old["averaged"]["head"]["logits"]["bias"])
 
 
+@pytest.mark.long
 def test_the_real_network_runs_through_all_stages(tiny_config, tmp_path, small) -> None:
     small.setattr(assembly, "UNet", UNet)
     words = ("train.steps=4", "method.global_steps=4", "method.class_delay=2", "train.learning_rate=3e-3")

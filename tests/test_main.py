@@ -217,6 +217,7 @@ def test_a_finished_run_shows_its_table(gd_run, gd_words, command_line, tmp_path
     assert f"report: {gd_run.workdir}/report.html" in answer["out"]
 
 
+@pytest.mark.long
 def test_a_run_without_the_suite_s_settings_shares_the_processor_and_ends(tiny_words, tmp_path) -> None:
     """As a user starts it: the suite itself says how many devices there are, and gives them more threads."""
     if usable_cores() < 2:

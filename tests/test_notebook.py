@@ -50,6 +50,8 @@ def test_it_is_valid_and_without_outputs() -> None:
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
 
 
+@pytest.mark.end_to_end
+@pytest.mark.long
 def test_it_runs_and_shows_samples_and_scores(kernel: str, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()

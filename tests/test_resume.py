@@ -22,7 +22,7 @@ from jdcl_jax.experiment import run
 from jdcl_jax.methods.method import DENOISER
 from jdcl_jax.training.checkpoint import Checkpoints
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.long]
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -56,6 +56,8 @@ def stop_at(file: Path) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.end_to_end
+@pytest.mark.long
 def test_a_study_is_interrupted_goes_on_and_is_then_finished(arguments, tmp_path, capsys, monkeypatch) -> None:
     words, workdir = arguments("finetune,joint(train.log_every=1)"), tmp_path / "study"
     monkeypatch.setattr(campaign, "MOST_GRADIENTS", 16)

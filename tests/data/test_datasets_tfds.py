@@ -234,6 +234,7 @@ def test_the_real_fashion_mnist_is_whole():
     not (REAL / "cifar10").is_dir(),
     reason="no prepared cifar10: set JDCL_TFDS_DIR to the folder that holds it",
 )
+@pytest.mark.long
 def test_the_real_cifar10_is_whole():
     loaded = load("cifar10", directory=str(REAL))
     assert loaded.train.images.shape == (50000, 32, 32, 3)

@@ -141,8 +141,8 @@ def test_where_no_checkpoint_is_sound_the_run_begins_again_and_says_so(words, co
 
 
 def test_a_slow_disk_changes_nothing(words, tmp_path, peace) -> None:
-    """Checkpoints that take a second each are waited for, and none is lost; one of them is cut off in the middle."""
-    life = live(words, tmp_path / "run", Fault("save", 5, 0.5), SLOW_DISK="1.0")
+    """Checkpoints that take their time are waited for, and none is lost; one of them is cut off in the middle."""
+    life = live(words, tmp_path / "run", Fault("save", 5, 0.5), SLOW_DISK="0.4")
     assert life.code == -9, life.log
     assert sum(words[0] == "slow" for words in life.trace) >= 4  # two checkpoints at least, each in parts
     goes_on(words, tmp_path / "run", peace)

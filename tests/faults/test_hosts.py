@@ -25,7 +25,9 @@ WORDS = (
 )  # fmt: skip
 FED = "data.device_memory_mib=0"
 TERM = Fault("step", 11, 0.0, int(signal.SIGTERM), slow=0.5)  # JAX looks for it once a second
-PATIENCE = 20  # seconds of silence after which a process counts as dead
+PATIENCE = 12  # seconds of silence after which a process counts as dead
+
+pytestmark = pytest.mark.end_to_end
 
 
 class Process:
@@ -109,7 +111,7 @@ def stopped(words, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["pmap", "jit"])
+@pytest.fixture(scope="module", params=["pmap", pytest.param("jit", marks=pytest.mark.long)])
 def together(request, words, stopped, tmp_path_factory) -> list[Process]:
     """Two processes: under pmap those that stopped go on, under jit others make the whole run, fed by their hosts."""
     folder = tmp_path_factory.mktemp("together") / "two"
@@ -154,6 +156,7 @@ def test_only_the_first_process_writes(together) -> None:
     assert not together[1].workdir.exists()
 
 
+@pytest.mark.long
 def test_a_run_of_two_processes_goes_on_with_one_and_the_other_way_round(words, alone, stopped, tmp_path) -> None:
     shutil.copytree(stopped, tmp_path / "two")
     assert one(words, tmp_path / "two" / "run").popen.returncode == 0
@@ -178,7 +181,7 @@ def test_a_process_that_dies_ends_the_other_in_bounded_time(dead, words, tmp_pat
 
 
 def test_a_process_that_finds_no_other_says_how_to_start(words, tmp_path) -> None:
-    flags = ["--multihost", "--coordinator=127.0.0.1:1", "--processes=2", "--process=1", "--patience=5"]
+    flags = ["--multihost", "--coordinator=127.0.0.1:1", "--processes=2", "--process=1", "--patience=2"]
     process = Process(words, tmp_path / "run", None, flags)
     assert process.end() in (2, EXIT_AGAIN)
     assert process.said().rstrip().splitlines()[-1].startswith("error: ")

@@ -47,7 +47,7 @@ def growth(method: str, stream: Path, folder: Path, tasks: int = TASKS, **variab
     return found
 
 
-@pytest.mark.parametrize("method", ["gd", "er"])
+@pytest.mark.parametrize("method", ["gd", pytest.param("er", marks=[pytest.mark.end_to_end, pytest.mark.long])])
 def test_peaks_do_not_grow_with_the_tasks(method, stream, tmp_path) -> None:
     """Both methods' memory has its full size from the start: a teacher, a buffer's rows."""
     found = growth(method, stream, tmp_path)

@@ -169,6 +169,7 @@ def test_the_unet_sends_nothing_of_its_own(compiled_step) -> None:
     check(program, params, gradients=1, metrics=len(TWO_LOSSES))
 
 
+@pytest.mark.long
 def test_the_same_holds_on_eight_devices() -> None:
     """A process has as many devices as it began with, so this is one of its own."""
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
