@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 
 from jdcl_jax.assembly import Parts, RunArrays, assemble, chain_steps, phase_optimizer, phase_step
 from jdcl_jax.errors import UserError
+from jdcl_jax.inputs import check_batches, check_hosts_agree, check_resumed, data_checksum
 from jdcl_jax.keys import named_key
 from jdcl_jax.measuring.evaluator import Evaluator
 from jdcl_jax.methods.method import DENOISER, SOLVER, Learned, Phase
@@ -68,9 +70,13 @@ def run(
     folder = Workdir(Path(workdir), config)
     if (finished := folder.finished_results()) is not None:
         return finished
-    parts = assemble(config)
+    start = "data.device_memory_mib=0, which keeps the training images off the device, or smaller model.channels"
+    with enough_memory("the start of the run", start):
+        parts = assemble(config)
     with folder.claimed():
-        return Experiment(parts, folder, command=command, stream=stream, asked_to_stop=asked_to_stop).run()
+        with enough_memory("the start of the run", start):
+            experiment = Experiment(parts, folder, command=command, stream=stream, asked_to_stop=asked_to_stop)
+        return experiment.run()
 
 
 class Experiment:
@@ -89,7 +95,9 @@ class Experiment:
         self.parallel, self.peak = Parallel(self.config.parallel.mode), PeakMemory()
         self._asked_to_stop = asked_to_stop
         self._by_task = [list(parts.method.phases(task)) for task in range(parts.num_tasks)]
-        self._check_batches()
+        check_batches(self._all_phases(), self.parallel.count, self.config.train.batch_size)
+        self._data = data_checksum(parts)
+        check_hosts_agree(parts, self._data)
         # Before anything is written: the evaluator finds the last things that can be wrong with the config.
         self.evaluator = Evaluator(parts, self.parallel, Progress(stream=stream).message)
         folder.write_config()
@@ -104,7 +112,10 @@ class Experiment:
         self.state = self._restore_or_start()
         self.writer = Writer(folder.path, resume_step=self.global_step, resume_lines=self._lines)
         self.progress = Progress(
-            self._total_steps(), num_tasks=parts.num_tasks, done_steps=self.global_step, stream=stream
+            sum(phase.steps for phase in self._all_phases()),
+            num_tasks=parts.num_tasks,
+            done_steps=self.global_step,
+            stream=stream,
         )
         train = parts.sequence.train
         self.on_device = train.images.nbytes <= self.config.data.device_memory_mib * 2**20
@@ -116,7 +127,7 @@ class Experiment:
         try:
             while self.task < self.parts.num_tasks:
                 self._run_task()
-            self.checkpoints.wait()
+            hosts.told_by_writer(self.checkpoints.wait)
             return self.folder.finish(self.results.as_dict("finished"))
         finally:
             self.progress.close()
@@ -131,12 +142,10 @@ class Experiment:
         def read() -> dict[str, Any] | None:
             restored = self.checkpoints.restore_newest(shapes, order=_age)
             found["state"] = self.arrays.initial() if restored is None else restored[0]
-            if restored is not None and "carried" not in restored[1]:
-                raise UserError(
-                    f"{self.folder.path} was begun with an earlier version of jdcl_jax, which alone can finish it; "
-                    "write another --workdir"
-                )
-            return None if restored is None else restored[1]
+            if restored is None:
+                return None
+            check_resumed(restored[1], self._data, self.folder.path)
+            return restored[1]
 
         record = hosts.told_by_writer(read)
         state = hosts.arrays_from_writer(found.get("state"), shapes)
@@ -153,7 +162,8 @@ class Experiment:
         step = int(self._network(self._phases()[self.phase]).step) if self.entered else 0
         position = {"task": self.task, "phase": self.phase, "step": step, "global_step": self.global_step}
         position |= {"entered": self.entered, "lines": self.writer.lines}
-        return {"position": position, "history": self.results.history(), "carried": self._carried}
+        history = self.results.history()
+        return {"position": position, "history": history, "carried": self._carried, "data": self._data}
 
     def _save(self) -> None:
         """Saves where the run stands."""
@@ -164,17 +174,19 @@ class Experiment:
         return hosts.asked_to_stop() if hosts.several() else self._asked_to_stop()
 
     def _stop(self) -> NoReturn:
-        self.checkpoints.wait()
+        hosts.told_by_writer(self.checkpoints.wait)  # no other leaves before
         raise Stopped(f"saved task {self.task + 1}, step {self.global_step} of the run, in {self.folder.path}")
 
     def _check_finite(self, state: PyTree) -> None:
         """An update may overflow where loss and gradient did not; such a checkpoint is of no use to anyone."""
-        for name, network in state["networks"].items():
-            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(network.params)):
+        kept = {f"the parameters of the {name}": network.params for name, network in state["networks"].items()}
+        for what, tree in {**kept, f"what {self.config.method.name} keeps of the past": state["memory"]}.items():
+            floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+            if not all(np.isfinite(leaf).all() for leaf in floats):
                 raise UserError(
-                    f"the parameters of the {name} are no longer finite at step {self.global_step} of the run, task "
-                    f"{self.task + 1}; the checkpoint before it is kept; write a smaller train.learning_rate or "
-                    "train.clip_norm in a new workdir"
+                    f"{what} is no longer finite at step {self.global_step} of the run, task {self.task + 1}; the "
+                    "checkpoint before it is kept; write a smaller train.learning_rate or train.clip_norm in a new "
+                    "workdir"
                 )
 
     def _phases(self) -> list[Phase]:
@@ -195,24 +207,6 @@ class Experiment:
     def _all_phases(self) -> list[Phase]:
         return list(itertools.chain.from_iterable(self._by_task))
 
-    def _total_steps(self) -> int:
-        return sum(phase.steps for phase in self._all_phases())
-
-    def _check_batches(self) -> None:
-        for phase in self._all_phases():
-            for name, stream in phase.streams.items():
-                unit = self.parallel.count * stream.multiple
-                if stream.batch_size % unit:
-                    of_train = stream.batch_size == self.config.train.batch_size
-                    option = stream.option or ("train.batch_size" if of_train else "")
-                    what = f"{option}=" if option else f"in phase {phase.name} the batch of stream {name}, "
-                    how = "write" if option else "write options that make it"
-                    otherwise = ", or start with JAX_NUM_CPU_DEVICES=1" if jax.default_backend() == "cpu" else ""
-                    raise UserError(
-                        f"{what}{stream.batch_size} can't be shared by {self.parallel.count} devices; "
-                        f"{how} a multiple of {unit}{otherwise}"
-                    )
-
     # -- a task
 
     def _run_task(self) -> None:
@@ -225,17 +219,17 @@ class Experiment:
                     self._enter_phase(phase)
                 self._run_phase(phase)
                 self._end_phase(phase, last=self.phase == len(phases) - 1)
-            self.results.add_memory(self.task, phase.name, self.peak.read())
-            self.phase, self.entered = self.phase + 1, False
-            self._save()
+                self.results.add_memory(self.task, phase.name, self.peak.read())
+                self.phase, self.entered = self.phase + 1, False
+                self._save()
             if self._stop_is_due():
                 self._stop()
         advice = "a smaller evaluation.batch_size or evaluation.likelihood.batch_size, or fewer evaluation.num_samples"
         with enough_memory(f"task {self.task + 1}, phase evaluate", advice):
             self._evaluate()
-        self.task, self.phase = self.task + 1, 0
-        self.writer.flush()
-        self.checkpoints.save_task(self.task, self.state, self._record())
+            self.task, self.phase = self.task + 1, 0
+            self.writer.flush()
+            self.checkpoints.save_task(self.task, self.state, self._record())
 
     def _advice(self, phase: Phase) -> str:
         largest = max(phase.streams.values(), key=lambda stream: stream.batch_size)
@@ -325,6 +319,7 @@ class Experiment:
             if self._stop_is_due():
                 if not due:
                     self._carried = log.carry(self.global_step)
+                    self.results.add_memory(self.task, phase.name, self.peak.read())
                     self._save()
                 self._stop()
         log.flush(self.global_step)

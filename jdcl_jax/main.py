@@ -13,11 +13,12 @@ import io
 import os
 import shlex
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import jax
+import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -88,23 +89,27 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _run(command: str) -> None:
-    use_compilation_cache()
     config = _CONFIG.value
+    late = (
+        f"stopped before it could save again; its checkpoints are kept, the same command goes on from them: {command}"
+    )
+    try:
+        with listening(config.checkpoint.grace, late) if not _MULTIHOST.value else nullcontext(bool) as asked_to_stop:
+            _begin(config, command, asked_to_stop)
+    except Stopped as stopped:
+        print(f"stopped: {stopped}; the same command goes on from there: {command}", file=sys.stderr)
+        raise SystemExit(EXIT_AGAIN) from None
+
+
+def _begin(config: ml_collections.ConfigDict, command: str, asked_to_stop: Callable[[], bool]) -> None:
+    use_compilation_cache()
     share_cpu(config.train.batch_size)
     _join()
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config)
     stream = sys.stderr if hosts.is_writer() else io.StringIO()
     if Workdir(workdir, config).finished_results() is not None:
         print(f"{workdir} is finished; its results:", file=stream)
-    late = (
-        f"stopped before it could save again; its checkpoints are kept, the same command goes on from them: {command}"
-    )
-    try:
-        with listening(config.checkpoint.grace, late) if not hosts.several() else nullcontext(bool) as asked_to_stop:
-            results = run(config, workdir, command=command, stream=stream, asked_to_stop=asked_to_stop)
-    except Stopped as stopped:
-        print(f"stopped: {stopped}; the same command goes on from there: {command}", file=sys.stderr)
-        raise SystemExit(EXIT_AGAIN) from None
+    results = run(config, workdir, command=command, stream=stream, asked_to_stop=asked_to_stop)
     if hosts.is_writer():
         print(score_table(results))
         print(f"report: {workdir}/report.html")
@@ -127,7 +132,10 @@ def _end_at_once(error: BaseException) -> None:
     code: int | str | None = 1
     if isinstance(error, SystemExit):
         code = error.code
-    elif isinstance(error, jax.errors.JaxRuntimeError):
+    elif isinstance(error, KeyboardInterrupt):
+        print(f"stopped without saving again; {REMEDY}: it goes on from the newest checkpoint", file=sys.stderr)
+        code = EXIT_AGAIN
+    elif isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
         print(f"error: {LOST} ({first_line(error)}); {REMEDY}", file=sys.stderr)
         code = EXIT_AGAIN
     else:

@@ -91,10 +91,9 @@ class PhaseLog:
           UserError: as `flush`.
         """
         values = self._values()
-        if all(np.isfinite(values[name]).all() for name in WATCHED if name in values):
-            return {name: value.tolist() for name, value in values.items()}
-        self.flush(global_step)
-        return {}
+        if np.sum(~self._finite(values)) > self._skippable - self._to.results.num_skipped():
+            self.flush(global_step)
+        return {name: value.tolist() for name, value in values.items()}
 
     def flush(self, global_step: int) -> None:
         """Writes the means since the last time.
@@ -129,14 +128,17 @@ class PhaseLog:
             {name: np.concatenate([np.atleast_1d(m[name]) for m in pending]) for name in pending[0]} if pending else {}
         )
 
+    def _finite(self, values: Metrics) -> np.ndarray:
+        """Which steps had a finite loss and gradient, bool [K]."""
+        watched = [np.isfinite(values[name]) for name in WATCHED if name in values]
+        return np.all(watched, axis=0) if watched else np.ones(self._step - self._flushed, bool)
+
     def _good(self, values: Metrics) -> np.ndarray:
-        """Which steps had a finite loss and gradient, bool [K].
+        """Which steps count, bool [K]; notes those that were left out.
 
         Where the gradients are not finite, the parameters no longer are either, unless the step was left out.
         """
-        watched = [np.isfinite(values[name]) for name in WATCHED if name in values]
-        good = np.all(watched, axis=0) if watched else np.ones(self._step - self._flushed, bool)
-        norms = values.get(LAYER_NORMS)
+        good, norms = self._finite(values), values.get(LAYER_NORMS)
         left = self._skippable - self._to.results.num_skipped()
         for place in np.flatnonzero(~good):
             if norms is not None and place and good[place - 1]:

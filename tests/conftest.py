@@ -81,7 +81,7 @@ GD_RUN = ("gd", "train.steps=8", "checkpoint.every=4")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole runs come first, so that the processes of the suite end at about the same time; see "long" too."""
-    items.sort(key=lambda item: len(item.path.parts))
+    items.sort(key=lambda item: item.path.parent.name not in ("tests", "faults"))
     for item in items:
         if item.get_closest_marker("long") and not os.environ.get("JDCL_LONG"):
             item.add_marker(pytest.mark.skip(reason="long form: JDCL_LONG=1"))

@@ -33,6 +33,7 @@ FLOORS = {
             "campaign",
             "specs",
             "processes",
+            "inputs",
             "restored",
             "protocols",
         ),

@@ -102,7 +102,7 @@ def parameters(parts) -> int:
         pytest.param("train_step", 2, marks=pytest.mark.long),
         ("attention", 1),
         pytest.param("sampling", 3, marks=pytest.mark.long),
-        ("checkpoint", 2),
+        pytest.param("checkpoint", 2, marks=pytest.mark.long),
     ],
 )
 def test_a_part_runs_and_leaves_its_numbers(part, rows, tmp_path) -> None:
@@ -117,6 +117,7 @@ def test_a_part_runs_and_leaves_its_numbers(part, rows, tmp_path) -> None:
     assert found["versions"]["jax"] == jax.__version__
 
 
+@pytest.mark.long
 def test_a_step_is_divided_among_its_layers(tmp_path) -> None:
     out = tmp_path / "out.json"
     run("step_profile.py", "--tiny", f"--out={out}")

@@ -88,6 +88,8 @@ def test_a_method_runs_through_the_sessions(words, config_of, tmp_path) -> None:
         assert np.isfinite(found).all()
 
 
+@pytest.mark.end_to_end
+@pytest.mark.long
 def test_guide_rehearses_in_a_session_the_classes_of_all(config_of, tmp_path) -> None:
     words = (
         "guide", "classifier.kind=solver", "solver.steps=8", "method.target=asked", "method.guided_images=16",

@@ -23,6 +23,7 @@ from jdcl_jax.methods.method import DENOISER
 from jdcl_jax.models.resnet import make_classifier
 from jdcl_jax.training.checkpoint import Checkpoints
 from jdcl_jax.training.state import Context
+from jdcl_jax.training.stopping import Stopped
 from jdcl_jax.training.streams import draw_batch
 from jdcl_jax.workdir import Workdir
 
@@ -234,6 +235,23 @@ def test_a_run_that_an_earlier_version_began_is_refused_in_one_line(tiny_config,
     assert all(after[path] == data for path, data in before.items())
 
 
+def test_a_run_does_not_go_on_with_other_labels(tiny_config, tmp_path, monkeypatch) -> None:
+    """Also before its first scores, which say what data they are of."""
+    small_runs.quick(monkeypatch.setattr)
+    images, labels = np.random.default_rng(0).integers(0, 256, (120, 8, 8), np.uint8), np.arange(120) % 6
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    config = tiny_config(
+        "finetune", f"data.name=npz:{tmp_path / 'data.npz'}", "data.validation=0.0", "tasks.num_tasks=3"
+    )
+    with pytest.raises(Stopped):
+        run(config, tmp_path / "run", asked_to_stop=lambda: True)
+    np.savez(tmp_path / "data.npz", images=images, labels=labels[::-1])
+    with pytest.raises(UserError, match=r"begun with other images, labels or label embeddings; bring them back"):
+        run(config, tmp_path / "run")
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    assert run(config, tmp_path / "run")["status"] == "finished"
+
+
 # -- every other method, each with other settings
 
 
@@ -241,13 +259,11 @@ def test_a_run_that_an_earlier_version_began_is_refused_in_one_line(tiny_config,
 def bounds(tiny_config, tmp_path_factory):
     """Method -> (config, workdir, results) of fine-tuning and joint training."""
     found = {}
-    with pytest.MonkeyPatch.context() as patch:
-        small_runs.quick(patch.setattr)
-        for method in ("finetune", "joint"):
-            workdir = tmp_path_factory.mktemp("bounds") / method
-            config = tiny_config(method)
-            found[method] = (config, workdir, run(config, workdir))
-        yield found
+    for method in ("finetune", "joint"):
+        workdir = tmp_path_factory.mktemp("bounds") / method
+        config = tiny_config(method)
+        found[method] = (config, workdir, run(config, workdir))
+    return found
 
 
 @pytest.mark.parametrize("method", ["finetune", "joint"])

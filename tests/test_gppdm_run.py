@@ -214,6 +214,8 @@ def test_ranks_energies_memory_and_cost_are_said_of_every_layer_and_task(protect
     assert not [row for row in protected.results["phases"] if row["task"] == 3 and row["phase"] == "end"]
 
 
+@pytest.mark.end_to_end
+@pytest.mark.long
 def test_a_layer_that_can_learn_nothing_more_is_said(tiny_config, tmp_path) -> None:
     """With a width of 4 the tokens of the first task are all directions there are."""
     config = tiny_config(*WORDS, ALL, "context.width=4", "tasks.first=2", "train.steps=4", "solver.steps=4")
@@ -260,7 +262,9 @@ def test_without_prototypes_the_denoiser_is_shown_zeros_in_their_place(tiny_conf
     assert not (tmp_path / "run" / "prototypes").exists()
 
 
-@pytest.mark.parametrize("start", [pytest.param("mean", marks=[pytest.mark.end_to_end, pytest.mark.long]), "noise"])
+@pytest.mark.end_to_end
+@pytest.mark.long
+@pytest.mark.parametrize("start", ["mean", "noise"])
 def test_other_beginnings(start, tiny_config, tmp_path) -> None:
     words = (f"method.prototype_start={start}", "method.prototype_update=none", "tasks.first=2", "train.steps=4")
     config = tiny_config(*WORDS, *words, "solver.steps=4")

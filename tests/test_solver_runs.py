@@ -58,7 +58,10 @@ class Undisturbed:
         return saved(self.workdir, self.config, task)["memory"]
 
 
-@pytest.fixture(scope="module", params=list(WORDS))
+LONG = pytest.param("gppdm", marks=[pytest.mark.end_to_end, pytest.mark.long])  # test_gppdm_run.py has a run of it
+
+
+@pytest.fixture(scope="module", params=[LONG, "ddgr", "guide"])
 def undisturbed(request, tiny_config, tmp_path_factory, small) -> Undisturbed:
     return Undisturbed(request.param, tiny_config, tmp_path_factory.mktemp("solver"))
 

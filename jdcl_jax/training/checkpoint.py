@@ -27,6 +27,10 @@ from jdcl_jax.training import hosts
 
 PyTree = Any
 SPARE = 2**20  # bytes that must be free beside the arrays: orbax's own files, the record, metrics and pictures
+FOR_NOW = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE)
+FOR_NOW_SAID = ("Permission denied", "PERMISSION_DENIED", "Too many open files", "Input/output error",
+                "RESOURCE_EXHAUSTED", "Cannot allocate memory")  # fmt: skip
+"""What says that a file can't be read now, not that it is damaged; tensorstore has no errno."""
 Record = dict[str, Any]
 
 logger = logging.getLogger(__name__)
@@ -116,7 +120,11 @@ class Checkpoints:
         arrays = to_host(state)
         self._check(arrays)
         value = checksum(arrays)
-        hosts.check_same(value, "state")
+        hosts.check_same(
+            value,
+            "the processes no longer have the same state, so that the run can't go on; start it again from its last "
+            "checkpoint on hosts of one kind, with the same versions",
+        )
         if not hosts.is_writer():
             return
         manager = self._latest if name == "latest" else self._tasks
@@ -173,8 +181,6 @@ class Checkpoints:
         for _, name, step in sorted(found, reverse=True):
             try:
                 return self._restore(self._latest if name == "latest" else self._tasks, step, target)
-            except MemoryError:
-                raise
             except Exception as error:
                 self._set_aside(name, step, error)
         if found or damaged:
@@ -222,14 +228,23 @@ class Checkpoints:
         return state, record
 
     def _set_aside(self, name: str, step: int, error: Exception) -> None:
+        """Puts a damaged checkpoint away; raises where it may be sound and only could not be read now."""
         source = self.directory / name / str(step)
+        if isinstance(error, MemoryError):
+            raise error
+        if getattr(error, "errno", None) in FOR_NOW or any(words in str(error) for words in FOR_NOW_SAID):
+            raise UserError(
+                f"checkpoint {source} can't be read ({first_line(error)}); mend that and start the same command again, "
+                f"or move {source} away to go on from the one before"
+            ) from error
         logger.warning("checkpoint %s is damaged (%s); using the one before", source, first_line(error))
         if self._read_only:
             return
         target = self.directory / "damaged" / f"{name}-{step}"
-        target.parent.mkdir(exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        source.rename(target)
+        with self._disk():
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            source.rename(target)
         (self._latest if name == "latest" else self._tasks).reload()
 
     @hosts.by_writer

@@ -158,18 +158,15 @@ def whole(array: "jax.Array") -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def check_same(number: int, what: str) -> None:
-    """Raises `UserError` if a number of 32 bits is not the same in all processes."""
+def check_same(number: int, otherwise: str) -> None:
+    """Raises `UserError`, which says `otherwise`, if a number of 32 bits is not the same in all processes."""
     if not several():
         return
     from jax.experimental import multihost_utils
 
     found = np.asarray(multihost_utils.process_allgather(np.array([number], np.uint32), tiled=True))
     if (found != found[0]).any():
-        raise UserError(
-            f"the processes no longer have the same {what}, so that the run can't go on; start it again from its last "
-            "checkpoint on hosts of one kind, with the same versions"
-        )
+        raise UserError(otherwise)
 
 
 _turns = itertools.count()

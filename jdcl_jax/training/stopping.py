@@ -9,11 +9,13 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from jdcl_jax.training.supervisor import EXIT_AGAIN
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ONE_REQUEST = 1.0  # seconds within which signals are one request: a terminal, `timeout` and a parent may all send it
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
@@ -25,8 +27,8 @@ def listening(grace: float, late: str) -> Iterator[Callable[[], bool]]:
     """Notes requests to stop; yields a function that says whether there was one.
 
     A thread reads the signals, so that they are heard while the main thread compiles or waits for a device. If the
-    program still runs `grace` seconds later, or is asked again, the thread ends it: files are written as a whole, so
-    that what was saved before stays good.
+    program still runs `grace` seconds later, or is asked again after a second, the thread ends it: files are written as
+    a whole, so that what was saved before stays good.
 
     Args:
       grace: seconds.
@@ -40,10 +42,14 @@ def listening(grace: float, late: str) -> Iterator[Callable[[], bool]]:
         if not reader.recv(1):  # closed: the run has ended
             return
         asked.set()
-        reader.settimeout(grace)
+        began = time.monotonic()
         with contextlib.suppress(TimeoutError):
-            if not reader.recv(1):
-                return
+            while (passed := time.monotonic() - began) < grace:
+                reader.settimeout(grace - passed)
+                if not reader.recv(1):
+                    return
+                if time.monotonic() - began > ONE_REQUEST:
+                    break
         print(late, file=sys.stderr, flush=True)
         os._exit(EXIT_AGAIN)
 

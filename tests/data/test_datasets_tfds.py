@@ -213,6 +213,7 @@ def first_records(name, number):
     not (REAL / "fashion_mnist").is_dir(),
     reason="no prepared fashion_mnist: set JDCL_TFDS_DIR to the folder that holds it",
 )
+@pytest.mark.long
 def test_the_real_fashion_mnist_is_whole():
     loaded = load("fashion_mnist", directory=str(REAL), image_size=32, fit="pad")
     assert loaded.train.images.shape == (60000, 32, 32, 1)

@@ -52,6 +52,7 @@ class Tally:
     seconds_to_end: list[float] = dataclasses.field(default_factory=list)
     controls: dict[str, int] = dataclasses.field(default_factory=dict)
     runs: int = 0
+    unsaved: int = 0  # ended after SIGTERM before they could save
 
 
 class Method:
@@ -110,6 +111,7 @@ class Method:
         out = [] if life.code in wanted else [f"{sent.name} ended in exit code {life.code}: {life.log[-600:]}"]
         if sent == signal.SIGTERM:
             self.tally.seconds_to_end.append(life.ending)
+            self.tally.unsaved += "stopped before it could save" in life.log
             if life.ending > SIGTERM_SECONDS:
                 out.append(f"it ended {life.ending:.1f} s after SIGTERM")
             if life.code != 0 and "the same command goes on from" not in life.log:
@@ -181,6 +183,7 @@ def _row(tally: Tally) -> dict[str, Any]:
         "survived": dict(sorted(tally.survived.items())),
         "seconds_lost_per_resume": sum(lost) / len(lost) if lost else None,
         "most_seconds_to_end_after_sigterm": max(ends, default=None),
+        "ended_after_sigterm_without_saving": tally.unsaved,
         "things_that_differ_without": tally.controls,
         "problems": tally.problems,
     }

@@ -140,6 +140,8 @@ def test_where_no_checkpoint_is_sound_the_run_begins_again_and_says_so(words, co
     assert differences(peace[0], copy) == []
 
 
+@pytest.mark.end_to_end
+@pytest.mark.long
 def test_a_slow_disk_changes_nothing(words, tmp_path, peace) -> None:
     """Checkpoints that take their time are waited for, and none is lost; one of them is cut off in the middle."""
     life = live(words, tmp_path / "run", Fault("save", 5, 0.5), SLOW_DISK="0.4")

@@ -54,13 +54,16 @@ def one(words: str, workdir: Path, fault: Fault | None = None) -> Process:
     return process
 
 
-def begin_two(words: str, workdir: Path, faults: tuple[Fault | None, Fault | None] = (None, None)) -> list[Process]:
+def begin_two(
+    words: str | tuple[str, str], workdir: Path, faults: tuple[Fault | None, Fault | None] = (None, None)
+) -> list[Process]:
+    each = (words, words) if isinstance(words, str) else words
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = ["--multihost", f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--patience={PATIENCE}"]
     folders = (workdir, workdir.with_name("elsewhere"))
-    return [Process(words, folders[i], faults[i], [*flags, f"--process={i}"]) for i in (0, 1)]
+    return [Process(each[i], folders[i], faults[i], [*flags, f"--process={i}"]) for i in (0, 1)]
 
 
 def two(words: str, workdir: Path, faults: tuple[Fault | None, Fault | None] = (None, None)) -> list[Process]:
@@ -166,7 +169,7 @@ def test_a_run_of_two_processes_goes_on_with_one_and_the_other_way_round(words, 
     same_to_rounding(tmp_path / "one" / "run", alone)
 
 
-@pytest.mark.parametrize("dead", [0, 1])
+@pytest.mark.parametrize("dead", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_process_that_dies_ends_the_other_in_bounded_time(dead, words, tmp_path) -> None:
     faults = [None, None]
     faults[dead] = Fault("step", 5)
@@ -186,6 +189,15 @@ def test_a_process_that_finds_no_other_says_how_to_start(words, tmp_path) -> Non
     assert process.end() in (2, EXIT_AGAIN)
     assert process.said().rstrip().splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_were_not_started_alike_are_refused_by_all(words, tmp_path) -> None:
+    """Their gradients are averaged, so that nothing else would show that half of every batch is of another seed."""
+    processes = begin_two((words, f"{words},seed=1"), tmp_path / "run")
+    assert [process.end() for process in processes] == [2, 2], processes[0].said()
+    for process in processes:
+        assert "the processes were not started alike: write the same config on every host" in process.said()
+    assert not list(tmp_path.glob("*/checkpoints/*/*"))
 
 
 @pytest.mark.parametrize("flag", ["--coordinator=a:1", "--processes=2", "--process=0"])

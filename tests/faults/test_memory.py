@@ -54,6 +54,8 @@ def test_peaks_do_not_grow_with_the_tasks(method, stream, tmp_path) -> None:
     assert max(found.values()) < SLACK, found
 
 
+@pytest.mark.end_to_end
+@pytest.mark.long
 def test_one_state_kept_at_every_checkpoint_would_be_seen(stream, tmp_path) -> None:
     found = growth("gd", stream, tmp_path, tasks=12, LEAK="1")
     assert min(found.values()) > SLACK, found
@@ -61,6 +63,7 @@ def test_one_state_kept_at_every_checkpoint_would_be_seen(stream, tmp_path) -> N
 
 def test_a_peak_is_seen_and_forgotten_again() -> None:
     memory = PeakMemory()
+    memory.start()
     if not memory.by_phase:
         pytest.skip("this system does not let a process forget its peak")
     before = memory.read()["peak_resident_bytes"]

@@ -12,10 +12,11 @@ import optax
 import pytest
 
 from jdcl_jax.errors import UserError
-from jdcl_jax.experiment import run
+from jdcl_jax.experiment import Experiment, run
 from jdcl_jax.training.layers import largest, layer_names, layer_norms
 from jdcl_jax.training.state import Context, create_state
 from jdcl_jax.training.step import train_step
+from jdcl_jax.training.stopping import Stopped
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -143,3 +144,36 @@ def test_parameters_that_overflow_without_a_bad_gradient_are_never_saved(tiny_co
     with pytest.raises(UserError, match=r"no longer finite|became"):
         run(tiny_config(*WORDS, *words), tmp_path / "run")
     assert list((tmp_path / "run" / "checkpoints" / "latest").iterdir()) == []
+
+
+def test_steps_left_out_before_a_stop_are_counted_once_and_change_no_line(bad_at, tiny_config, tmp_path) -> None:
+    bad_at(float("nan"), (2,))
+    config = tiny_config(*WORDS, "train.log_every=8", "checkpoint.every=1000", "train.skip_bad_steps=4")
+    whole = run(config, tmp_path / "whole")
+    turns = iter([False, True])  # after the second call of steps, between two lines
+    with pytest.raises(Stopped):
+        run(config, tmp_path / "stopped", asked_to_stop=lambda: next(turns))
+    assert lines(tmp_path / "stopped") == []
+    stopped = run(config, tmp_path / "stopped")
+    assert len(whole["skipped_steps"]) == 2
+    assert stopped["skipped_steps"] == whole["skipped_steps"]
+    facts = [
+        [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines(tmp_path / name)]
+        for name in ("whole", "stopped")
+    ]
+    assert facts[0] == facts[1]
+    assert facts[0][0]["skipped"] == 1
+
+
+def test_what_a_method_keeps_is_not_saved_where_it_is_no_number(tiny_config, tmp_path, monkeypatch) -> None:
+    remember = Experiment._remember
+
+    def poisoned(self, memory):
+        teacher = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), memory["teacher"])
+        remember(self, {**memory, "teacher": teacher})
+
+    monkeypatch.setattr(Experiment, "_remember", poisoned)
+    with pytest.raises(UserError, match=r"what gd keeps of the past is no longer finite at step 8 .* task 1"):
+        run(tiny_config("gd", *WORDS[1:]), tmp_path / "run")
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "latest").iterdir())
+    assert kept == ["4"]

@@ -24,13 +24,14 @@ with listening(float(sys.argv[1]), "too late") as asked:
         ctypes.CDLL(None).sleep(60)
     while not asked():
         time.sleep(0.01)
+    time.sleep(float(sys.argv[3]) if len(sys.argv) > 3 else 0)  # saving
     print("heard", flush=True)
 print("after", flush=True)
 """
 
 
-def ended(arguments: Sequence[str], *signals: signal.Signals) -> tuple[int, str, float]:
-    """Exit code, output and seconds of a process that gets these signals, half a second apart."""
+def ended(arguments: Sequence[str], *signals: signal.Signals, apart: float = 1.5) -> tuple[int, str, float]:
+    """Exit code, output and seconds of a process that gets these signals, some seconds apart."""
     command = [sys.executable, "-c", WAITS, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(command, env=environment(), text=True, **pipes) as process:
@@ -39,7 +40,7 @@ def ended(arguments: Sequence[str], *signals: signal.Signals) -> tuple[int, str,
         started = time.monotonic()
         for number in signals:
             process.send_signal(number)
-            time.sleep(0.5)
+            time.sleep(apart)
         try:
             out, _ = process.communicate(timeout=60)
         finally:
@@ -63,6 +64,15 @@ def test_a_second_request_ends_it_at_once() -> None:
     code, out, seconds = ended(["50", "deaf"], signal.SIGINT, signal.SIGINT)
     assert (code, out) == (EXIT_AGAIN, "too late\n")
     assert seconds < 10
+
+
+def test_signals_of_several_senders_at_once_are_one_request() -> None:
+    """As Ctrl-C in a terminal, whose processes also stop each other."""
+    code, out, _ = ended(["20", "awake", "1.5"], signal.SIGINT, signal.SIGTERM, signal.SIGHUP, apart=0.1)
+    assert (code, out) == (0, "heard\nafter\n")
+    code, out, seconds = ended(["3", "deaf"], signal.SIGINT, signal.SIGTERM, apart=0.1)
+    assert (code, out) == (EXIT_AGAIN, "too late\n")
+    assert seconds > 2.5
 
 
 def test_afterwards_signals_do_what_they_did() -> None:

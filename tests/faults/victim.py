@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,7 @@ def main() -> None:
 
     import small_runs
 
+    warnings.filterwarnings("error", module="jdcl_jax")  # as in the suite itself
     if "FAULT_UNET" not in os.environ:
         small_runs.quick(setattr)
     tracing(trace, fault.slow)

@@ -1,6 +1,7 @@
 """What is saved comes back bit for bit; what is damaged is noticed, named and passed over."""
 
 import copy
+import errno
 import logging
 import shutil
 from pathlib import Path
@@ -211,6 +212,24 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_is_used(dama
     assert "\n" not in line
     assert (written / "damaged" / "latest-30").is_dir()
     assert not (written / "latest" / "30").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "Too many open files"), ValueError("PERMISSION_DENIED: reading key x")]
+)
+def test_one_that_cannot_be_read_now_is_left_where_it_is(error, written, monkeypatch) -> None:
+    """It may be sound, and the run must not begin again without it."""
+
+    def failing(*args, **kwargs):
+        raise error
+
+    before = sorted(path for path in written.rglob("*") if path.is_file())
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_restore", failing)
+        with pytest.raises(UserError, match=r"can't be read .* mend that and start the same command again"):
+            newest(written)
+    assert sorted(path for path in written.rglob("*") if path.is_file()) == before
+    assert newest(written) is not None
 
 
 def test_after_two_damaged_ones_the_task_before_is_used_and_the_run_can_save_again(written) -> None:
