@@ -322,6 +322,8 @@ def vectors() -> dict[str, np.ndarray]:
     return {str(c): np.random.default_rng(c).normal(size=7).astype(np.float32) for c in range(10)}
 
 
+@pytest.mark.end_to_end
+@pytest.mark.long
 def test_label_embeddings_may_come_from_a_file_and_are_no_parameters_then(tiny_config, vectors, tmp_path) -> None:
     np.savez(tmp_path / "words.npz", **vectors, unused=np.zeros(3))
     words = (f"context.embeddings={tmp_path / 'words.npz'}", "tasks.first=2")

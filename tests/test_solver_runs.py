@@ -58,10 +58,10 @@ class Undisturbed:
         return saved(self.workdir, self.config, task)["memory"]
 
 
-LONG = pytest.param("gppdm", marks=[pytest.mark.end_to_end, pytest.mark.long])  # test_gppdm_run.py has a run of it
+LONG = [pytest.mark.end_to_end, pytest.mark.long]  # other files have whole runs of these two
 
 
-@pytest.fixture(scope="module", params=[LONG, "ddgr", "guide"])
+@pytest.fixture(scope="module", params=[pytest.param("gppdm", marks=LONG), pytest.param("ddgr", marks=LONG), "guide"])
 def undisturbed(request, tiny_config, tmp_path_factory, small) -> Undisturbed:
     return Undisturbed(request.param, tiny_config, tmp_path_factory.mktemp("solver"))
 
