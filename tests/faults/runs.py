@@ -38,7 +38,7 @@ LOST = {  # method -> part of the state -> phase of the second task that can't g
     },
     "gppdm": {
         "denoiser.opt_state": "generator+replay", "denoiser.ema": "generator+replay",
-        "memory.bases": "generator+replay", "memory.stored.row": "generator+replay",
+        "memory.bases": "generator+replay", "memory.stored.row": "solver+replay",
         "solver.opt_state": "solver+replay",
     },
 }  # fmt: skip
