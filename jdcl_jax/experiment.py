@@ -179,12 +179,12 @@ class Experiment:
 
     def _check_finite(self, state: PyTree) -> None:
         """An update may overflow where loss and gradient did not; such a checkpoint is of no use to anyone."""
-        kept = {f"the parameters of the {name}": network.params for name, network in state["networks"].items()}
-        for what, tree in {**kept, f"what {self.config.method.name} keeps of the past": state["memory"]}.items():
+        kept = {f"the parameters of the {name} are": network.params for name, network in state["networks"].items()}
+        for what, tree in {**kept, f"what {self.config.method.name} keeps of the past is": state["memory"]}.items():
             floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
             if not all(np.isfinite(leaf).all() for leaf in floats):
                 raise UserError(
-                    f"{what} is no longer finite at step {self.global_step} of the run, task {self.task + 1}; the "
+                    f"{what} no longer finite at step {self.global_step} of the run, task {self.task + 1}; the "
                     "checkpoint before it is kept; write a smaller train.learning_rate or train.clip_norm in a new "
                     "workdir"
                 )

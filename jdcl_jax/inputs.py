@@ -1,6 +1,5 @@
 """What must fit before a run begins or goes on: batches and devices, hosts among themselves, data and checkpoint."""
 
-import importlib.metadata
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,9 @@ from jdcl_jax.config import flatten
 from jdcl_jax.errors import UserError
 from jdcl_jax.methods.method import Phase
 from jdcl_jax.reporting.runs import MACHINE_KEYS
+from jdcl_jax.results import versions
 from jdcl_jax.training import hosts
 from jdcl_jax.training.checkpoint import checksum
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "jdcl_jax")
 
 
 def data_checksum(parts: Parts) -> int:
@@ -40,12 +38,10 @@ def check_hosts_agree(parts: Parts, data: int) -> None:
       UserError: in all processes, if config, data or versions are not the same.
     """
     config = {key: value for key, value in flatten(parts.config).items() if key not in MACHINE_KEYS}
-    versions = [importlib.metadata.version(package) for package in PACKAGES]
-    words = json.dumps([config, versions, data], default=str, sort_keys=True)
+    words = json.dumps([config, versions(), data], default=str, sort_keys=True)
     hosts.check_same(
         zlib.crc32(words.encode()),
-        "the processes were not started alike: write the same config on every host, with the same data and versions "
-        f"of {', '.join(PACKAGES)}",
+        "the processes were not started alike: write the same config on every host, with the same data and versions",
     )
 
 

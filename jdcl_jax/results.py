@@ -29,6 +29,12 @@ MEMORY = ("peak_resident_bytes", "peak_device_bytes")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "dm-pix", "numpy", "scikit-learn")
 
 
+def versions() -> dict[str, str]:
+    """Of the package, of Python, and of what computes."""
+    own = {"jdcl_jax": jdcl_jax.__version__, "python": platform.python_version()}
+    return own | {package: importlib.metadata.version(package) for package in PACKAGES}
+
+
 class Results:
     """Collects costs and scores; `history` is JSON and goes into every checkpoint.
 
@@ -165,11 +171,7 @@ class Results:
             "skipped_steps": self._history["skipped"],
             "totals": {name: sum(row[name] for row in cost) for name in ("seconds", "images", "model_flops")},
             **self._parameters(),
-            "versions": {
-                "jdcl_jax": jdcl_jax.__version__,
-                "python": platform.python_version(),
-                **{p: importlib.metadata.version(p) for p in PACKAGES},
-            },
+            "versions": versions(),
             "hardware": self._hardware(),
             "config": config.to_dict(),
         }

@@ -87,19 +87,8 @@ def main() -> int:
     python = ENVIRONMENT / "bin" / "python"
     about = "import sys, jax; print(f'The other end: Python {sys.version.split()[0]}, jax {jax.__version__}')"
     subprocess.run([python, "-c", about], check=True)
-    tests = [
-        python,
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        "2",
-        "--dist=loadfile",
-        "--no-loadscope-reorder",
-        "-m",
-        "end_to_end",
-        *sys.argv[1:],
-    ]
+    options = ["-q", "-n", "2", "--dist=loadfile", "--no-loadscope-reorder", "-m", "end_to_end"]
+    tests = [python, "-m", "pytest", *options, *sys.argv[1:]]
     # Compiled as for users, which the suite itself does not do (see conftest.py), and with the long forms.
     environment = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "JDCL_LONG": "1", **os.environ}
     return subprocess.run(tests, cwd=ROOT, env=environment, check=False).returncode

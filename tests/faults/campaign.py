@@ -110,6 +110,9 @@ class Method:
         wanted = (-sent,) if sent == signal.SIGKILL else (0, EXIT_AGAIN)
         out = [] if life.code in wanted else [f"{sent.name} ended in exit code {life.code}: {life.log[-600:]}"]
         if sent == signal.SIGTERM:
+            hit = next(at for at, words in enumerate(life.trace) if words[0] == "signal")
+            if (made := sum(words[0] == "step" for words in life.trace[hit:])) > 1:  # one may be under way
+                out.append(f"it made {made} calls of steps after SIGTERM")
             self.tally.seconds_to_end.append(life.ending)
             self.tally.unsaved += "stopped before it could save" in life.log
             if life.ending > SIGTERM_SECONDS:

@@ -143,8 +143,8 @@ def test_where_no_checkpoint_is_sound_the_run_begins_again_and_says_so(words, co
 @pytest.mark.end_to_end
 @pytest.mark.long
 def test_a_slow_disk_changes_nothing(words, tmp_path, peace) -> None:
-    """Checkpoints that take their time are waited for, and none is lost; one of them is cut off in the middle."""
-    life = live(words, tmp_path / "run", Fault("save", 5, 0.5), SLOW_DISK="0.4")
+    """Checkpoints that take a second each are waited for, and none is lost; one of them is cut off in the middle."""
+    life = live(words, tmp_path / "run", Fault("save", 5, 0.5), SLOW_DISK="1.0")
     assert life.code == -9, life.log
     assert sum(words[0] == "slow" for words in life.trace) >= 4  # two checkpoints at least, each in parts
     goes_on(words, tmp_path / "run", peace)

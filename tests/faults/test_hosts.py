@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ import pytest
 
 from faults.lives import VICTIM, command, environment
 from faults.victim import Fault
+from jdcl_jax import main
 from jdcl_jax.training.stopping import EXIT_AGAIN
 
 WORDS = (
@@ -184,10 +186,11 @@ def test_a_process_that_dies_ends_the_other_in_bounded_time(dead, words, tmp_pat
 
 
 def test_a_process_that_finds_no_other_says_how_to_start(words, tmp_path) -> None:
-    flags = ["--multihost", "--coordinator=127.0.0.1:1", "--processes=2", "--process=1", "--patience=2"]
+    flags = ["--multihost", "--coordinator=127.0.0.1:1", "--processes=2", "--process=1", "--patience=5"]
     process = Process(words, tmp_path / "run", None, flags)
     assert process.end() in (2, EXIT_AGAIN)
-    assert process.said().rstrip().splitlines()[-1].startswith("error: ")
+    last = process.said().rstrip().splitlines()[-1]
+    assert re.match(r"error: (--multihost can't find the other processes|another process .* can't be reached)", last)
     assert not (tmp_path / "run").exists()
 
 
@@ -198,6 +201,25 @@ def test_processes_that_were_not_started_alike_are_refused_by_all(words, tmp_pat
     for process in processes:
         assert "the processes were not started alike: write the same config on every host" in process.said()
     assert not list(tmp_path.glob("*/checkpoints/*/*"))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (SystemExit(2), 2, ""),
+        (KeyboardInterrupt(), EXIT_AGAIN, "stopped without saving again; start the same command again on every host"),
+        (jax.errors.JaxRuntimeError("UNKNOWN: Connection closed"), EXIT_AGAIN, "error: another process of this run"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: too large"), 1, "RESOURCE_EXHAUSTED: too large"),
+        (ZeroDivisionError("ours"), 1, "ZeroDivisionError: ours"),
+    ],
+)
+def test_only_a_lost_host_and_ctrl_c_ask_for_another_start(error, code, said, monkeypatch, capsys) -> None:
+    """Else a scheduler that starts whatever ends so again would do it for ever."""
+    ends = []
+    monkeypatch.setattr("os._exit", ends.append)
+    main._end_at_once(error)
+    assert ends == [code]
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--coordinator=a:1", "--processes=2", "--process=0"])

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,7 +11,9 @@ from faults import runs
 from faults.lives import live
 from faults.victim import Fault
 from jdcl_jax.errors import UserError
+from jdcl_jax.experiment import run
 from jdcl_jax.training.memory import PeakMemory, enough_memory
+from jdcl_jax.training.parallel import Parallel
 
 TASKS = 20
 SLACK = 8 * 2**20  # bytes by which two peaks of the same work differ
@@ -114,3 +117,12 @@ def test_a_batch_that_does_not_fit_names_its_phase_and_what_to_write(words, phas
     assert last.startswith(f"error: out of memory in task 1, phase {phase}")
     assert all(key in last for key in keys)
     assert "Traceback" not in life.log
+
+
+def test_what_does_not_fit_at_the_start_is_said_with_the_key_that_helps(tiny_config, tmp_path, monkeypatch) -> None:
+    def too_large(parallel: Parallel, tree: object) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory while trying to allocate")
+
+    monkeypatch.setattr(Parallel, "replicate", too_large)
+    with pytest.raises(UserError, match=r"out of memory in the start of the run .*data\.device_memory_mib=0"):
+        run(tiny_config("finetune"), tmp_path / "run")
