@@ -1,4 +1,4 @@
-"""Runs the end-to-end and the parallel tests, long ones too, at the other end of the versions that are supported.
+"""Runs the end-to-end and the parallel tests, and all long ones, at the other end of the versions that are supported.
 
     .venv/bin/python tests/both_ends.py [OPTIONS OF PYTEST]
 
@@ -87,7 +87,7 @@ def main() -> int:
     python = ENVIRONMENT / "bin" / "python"
     about = "import sys, jax; print(f'The other end: Python {sys.version.split()[0]}, jax {jax.__version__}')"
     subprocess.run([python, "-c", about], check=True)
-    options = ["-q", "-n", "2", "--dist=loadfile", "--no-loadscope-reorder", "-m", "end_to_end"]
+    options = ["-q", "-n", "2", "--dist=loadfile", "--no-loadscope-reorder", "-m", "end_to_end or long"]
     tests = [python, "-m", "pytest", *options, *sys.argv[1:]]
     # Compiled as for users, which the suite itself does not do (see conftest.py), and with the long forms.
     environment = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "JDCL_LONG": "1", **os.environ}

@@ -28,7 +28,8 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
 QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 if QUICK and CHOICE_OF_EMITTERS and EMITTERS not in os.environ["XLA_FLAGS"]:
-    os.environ["XLA_FLAGS"] += f" --{EMITTERS}=false"
+    os.environ["XLA_FLAGS"] += f" --{EMITTERS}=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # else every operation is told where it was called from
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jdcl_jax_tests_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
@@ -120,11 +121,13 @@ def optimised(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[pytest.MonkeyPatch]:
-    """Two layers in the UNet's place, for a whole file of tests; see small_runs.py."""
+    """Two layers in the UNet's place, for a whole file of tests, and no pages; see small_runs.py."""
     import small_runs
+    from jdcl_jax import workdir
 
     with pytest.MonkeyPatch.context() as patch:
         small_runs.quick(patch.setattr)
+        patch.setattr(workdir, "write_report", lambda run: None)
         yield patch
 
 

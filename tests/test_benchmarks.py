@@ -98,7 +98,7 @@ def parameters(parts) -> int:
 @pytest.mark.parametrize(
     ("part", "rows"),
     [
-        ("ceilings", 2),
+        pytest.param("ceilings", 2, marks=pytest.mark.long),
         pytest.param("train_step", 2, marks=pytest.mark.long),
         ("attention", 1),
         pytest.param("sampling", 3, marks=pytest.mark.long),
@@ -189,7 +189,13 @@ def test_the_drawing_that_is_timed_draws(benchmarks, tiny_config) -> None:
 
 @pytest.mark.usefixtures("two_layers")
 @pytest.mark.parametrize(
-    "words", [("gr",), ("ewc",), ("ddgr", "classifier.kind=solver", "solver.network=cnn"), small_runs.JDCL]
+    "words",
+    [
+        ("gr",),
+        ("ewc",),
+        pytest.param(("ddgr", "classifier.kind=solver", "solver.network=cnn"), marks=pytest.mark.long),
+        pytest.param(small_runs.JDCL, marks=pytest.mark.long),
+    ],
 )
 def test_a_later_step_that_is_timed_runs(benchmarks, tiny_config, words) -> None:
     import _ours
@@ -204,6 +210,7 @@ def test_a_later_step_that_is_timed_runs(benchmarks, tiny_config, words) -> None
         assert "while" in compiled.as_text()  # steps in a loop
 
 
+@pytest.mark.long
 def test_every_method_whose_growth_is_measured_can_run(benchmarks, tmp_path) -> None:
     import growth
 

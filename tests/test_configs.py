@@ -232,7 +232,10 @@ def test_every_method_takes_every_preset(made: Made, file: str, method: str, pre
     validate(made(file, f"{method},{presets},evaluation.inception_weights=inception.safetensors"))
 
 
-@pytest.mark.parametrize("method", ["jdcl", "gd", "gppdm", "guide"])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param("jdcl", marks=pytest.mark.long), "gd", "gppdm", pytest.param("guide", marks=pytest.mark.long)],
+)
 def test_eight_devices_can_share_the_default_batches(made: Made, tmp_path: Path, method: str) -> None:
     labels = np.arange(100) % 10
     np.savez(tmp_path / "few.npz", images=np.zeros((100, 32, 32, 3), np.uint8), labels=labels)

@@ -74,7 +74,7 @@ def rows(results: dict, name: str) -> list[np.ndarray]:
         ("finetune",),
         ("joint",),
         ("gr",),
-        ("l2+si+ewc+er", "method.ewc.samples=4"),
+        pytest.param(("l2+si+ewc+er", "method.ewc.samples=4"), marks=pytest.mark.long),
     ],
     ids=lambda words: words[0],
 )
@@ -151,7 +151,7 @@ def test_coverage_by_class_does_not_tell_sessions_apart(classifying) -> None:
 
 def test_the_page_says_what_the_tasks_are_and_opens_beside_another_run(classifying, tmp_path) -> None:
     workdir, _ = classifying
-    page = (workdir / "report.html").read_text()
+    page = write_report(workdir).read_text()
     assert "a fixed stratified 20% of them as test images" in page
     assert "confusion matrix" in page
     assert "accuracy on each task after each phase" in page

@@ -267,6 +267,7 @@ def bounds(tiny_config, tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", ["finetune", "joint"])
+@pytest.mark.long
 def test_the_bounds_run_to_the_end_and_keep_nothing(method, bounds) -> None:
     config, workdir, results = bounds[method]
     assert (results["status"], results["method"]) == ("finished", method)
@@ -276,6 +277,7 @@ def test_the_bounds_run_to_the_end_and_keep_nothing(method, bounds) -> None:
     assert saved(workdir, config, "tasks", 3)["memory"] == {}
 
 
+@pytest.mark.long
 def test_joint_and_fine_tuning_part_after_the_first_task(bounds) -> None:
     """The first task is the same for both; from then on joint training sees other data."""
     ends = {}

@@ -73,6 +73,7 @@ def test_samples_are_drawn_with_the_variance_that_is_said(tiny_config) -> None:
     assert np.abs(drawn[1.0] - drawn[-1.0]).max() > 0.05
 
 
+@pytest.mark.long
 def test_a_whole_run_learns_it(tiny_config, tmp_path) -> None:
     results = run(tiny_config(*LEARNED, *COSINE), tmp_path / "run")
     assert results["status"] == "finished"

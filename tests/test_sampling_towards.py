@@ -21,7 +21,7 @@ WORDS = (
 )  # fmt: skip
 NUM = 40
 
-pytestmark = pytest.mark.usefixtures("small")
+pytestmark = [pytest.mark.usefixtures("small"), pytest.mark.long]
 refusal = functools.partial(refusal_of, command.main)
 
 

@@ -16,6 +16,7 @@ from jdcl_jax.data.batches import to_float
 from jdcl_jax.experiment import run
 from jdcl_jax.methods.guide import GUIDE, GUIDED
 from jdcl_jax.methods.method import DENOISER, SOLVER
+from jdcl_jax.reporting.page import write_report
 
 PLAIN = (
     "classifier.kind=solver", "solver.steps=12", "solver.learning_rate=0.05", "train.ema=0.9", "evaluation.weights=ema",
@@ -58,7 +59,7 @@ class Undisturbed:
         return saved(self.workdir, self.config, task)["memory"]
 
 
-LONG = [pytest.mark.end_to_end, pytest.mark.long]  # other files have whole runs of these two
+LONG = pytest.mark.long  # for these two
 
 
 @pytest.fixture(scope="module", params=[pytest.param("gppdm", marks=LONG), pytest.param("ddgr", marks=LONG), "guide"])
@@ -97,6 +98,12 @@ def test_the_classifier_that_is_scored_is_the_solver_among_the_classes_seen(undi
     assert undisturbed.results["classifier_parameters"] == sum(x.size for x in jax.tree.leaves(params))
 
 
+def test_their_results_are_shown_on_a_page(undisturbed) -> None:
+    page = write_report(undisturbed.workdir).read_text()
+    assert f"<h1>{undisturbed.name} on digits" in page
+    assert "fd_replay" in page
+
+
 def test_replay_sets_are_scored_as_those_of_the_generator_of_the_task_before(undisturbed) -> None:
     scores = undisturbed.results["scores"]
     for name in ("fd_replay", "label_accuracy_replay"):
@@ -107,6 +114,7 @@ def test_replay_sets_are_scored_as_those_of_the_generator_of_the_task_before(und
     assert scores["fd_replay"]["num_generated"]["union"] == images
 
 
+@pytest.mark.long
 def test_what_is_drawn_again_in_a_task_is_drawn_from_other_noise(tiny_config, tmp_path, monkeypatch) -> None:
     """Without guidance too, where the same noise would give the same images."""
     drawn, end_phase = [], GUIDE.end_phase

@@ -231,6 +231,7 @@ def test_other_keys_give_other_views(view: str) -> None:
     assert apart.min() > 1e-3
 
 
+@pytest.mark.long
 def test_views_are_the_same_compiled_or_not_and_shared_or_not() -> None:
     images, strong = noise(16, (17, 16, 3)), Views().strong
     expected = strong(images, keys(16))

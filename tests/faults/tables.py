@@ -21,7 +21,7 @@ def tables(found: dict[str, Any]) -> str:
             *(f"{row['tried'].get(s, 0)} / {row['survived'].get(s, 0)}" for s in SIGNALS),
             f"{row['seconds_lost_per_resume']:.1f}",
             f"{row['most_seconds_to_end_after_sigterm']:.1f}",
-            *([str(row[UNSAVED])] if UNSAVED in row else []),
+            str(row[UNSAVED]),
             f"{sum(n > 0 for n in row['things_that_differ_without'].values())}"
             f" / {len(row['things_that_differ_without'])}",
             str(len(row["problems"])),
@@ -29,9 +29,7 @@ def tables(found: dict[str, Any]) -> str:
         for name, row in methods.items()
     ]
     head = ["method", *(f"{s} tried / survived" for s in SIGNALS), "seconds lost per resume"]
-    head += ["most seconds to end after SIGTERM"]
-    head += ["ended before they could save"] if any(UNSAVED in row for row in methods.values()) else []
-    head += ["negative controls seen", "problems"]
+    head += ["most seconds to end after SIGTERM", "ended before they could save", "negative controls seen", "problems"]
     places = {place.partition(", ")[2] for row in methods.values() for place in row["tried"]} - {""}
     by_place = [[place, *(_sums(methods, f"{s}, {place}") for s in SIGNALS)] for place in sorted(places)]
     total = ["all", *(_sums(methods, s) for s in SIGNALS)]

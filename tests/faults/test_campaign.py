@@ -13,16 +13,13 @@ from faults.tables import tables
 
 CAMPAIGN = Path(__file__).with_name("campaign.py")
 KILLS, TERMINATIONS = 2, 2
-SHORT = ("jdcl", "er")
+SHORT = ("jdcl",)
 ROBBED = ("gd", "er")  # of the others' parts each is taken away in test_jdcl_run.py and test_solver_runs.py
 
 
 @pytest.mark.parametrize(
     "method",
-    [
-        name if name in SHORT else pytest.param(name, marks=[pytest.mark.end_to_end, pytest.mark.long])
-        for name in runs.METHODS
-    ],
+    [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in runs.METHODS],
 )
 def test_runs_that_are_killed_end_like_one_that_was_not(method, tmp_path) -> None:
     out = tmp_path / "found.json"

@@ -97,7 +97,7 @@ def test_a_disk_that_can_only_be_read_is_refused_in_one_line_and_left_as_it_was(
     assert sorted(path.relative_to(disk) for path in disk.rglob("*")) == before
 
 
-@pytest.mark.parametrize("harm", ["bit", "cut", "gone"])
+@pytest.mark.parametrize("harm", ["bit", *(pytest.param(harm, marks=pytest.mark.long) for harm in ("cut", "gone"))])
 def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used_and_that_is_said_once(
     harm, words, copy, peace
 ) -> None:
@@ -131,6 +131,7 @@ def test_without_the_end_of_a_task_the_newest_other_checkpoint_is_used(words, co
     assert all(line.startswith("leaf task 1 ") for line in different)
 
 
+@pytest.mark.long
 def test_where_no_checkpoint_is_sound_the_run_begins_again_and_says_so(words, copy, peace) -> None:
     for data in copy.glob("checkpoints/*/*/state/**/d/*"):
         data.write_bytes(data.read_bytes()[:-7])

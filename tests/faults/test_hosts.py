@@ -222,7 +222,10 @@ def test_only_a_lost_host_and_ctrl_c_ask_for_another_start(error, code, said, mo
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flag", ["--coordinator=a:1", "--processes=2", "--process=0"])
+@pytest.mark.parametrize(
+    "flag",
+    ["--coordinator=a:1", *(pytest.param(flag, marks=pytest.mark.long) for flag in ("--processes=2", "--process=0"))],
+)
 def test_what_is_said_of_hosts_without_multihost_is_refused(flag, words, tmp_path) -> None:
     process = Process(words, tmp_path / "run", None, [flag])
     assert process.end() == 2

@@ -55,14 +55,14 @@ def growth(method: str, stream: Path, folder: Path, tasks: int = TASKS, **variab
     return found
 
 
-@pytest.mark.parametrize("method", ["gd", pytest.param("er", marks=[pytest.mark.end_to_end, pytest.mark.long])])
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["gd", "er"])
 def test_peaks_do_not_grow_with_the_tasks(method, stream, tmp_path) -> None:
     """Both methods' memory has its full size from the start: a teacher, a buffer's rows."""
     found = growth(method, stream, tmp_path)
     assert max(found.values()) < SLACK, found
 
 
-@pytest.mark.end_to_end
 @pytest.mark.long
 def test_one_state_kept_at_every_checkpoint_would_be_seen(stream, tmp_path) -> None:
     found = growth("gd", stream, tmp_path, tasks=12, LEAK="1")
@@ -111,7 +111,12 @@ def test_other_errors_stay_what_they_are() -> None:
     ("words", "phase", "keys"),
     [
         ("train.batch_size=33554432", "train", ["smaller train.batch_size (now 33554432)", "model.channels"]),
-        ("evaluation.batch_size=8388608", "evaluate", ["smaller evaluation.batch_size", "evaluation.num_samples"]),
+        pytest.param(
+            "evaluation.batch_size=8388608",
+            "evaluate",
+            ["smaller evaluation.batch_size", "evaluation.num_samples"],
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_batch_that_does_not_fit_names_its_phase_and_what_to_write(words, phase, keys, tmp_path) -> None:

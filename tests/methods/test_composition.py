@@ -246,6 +246,7 @@ class OneConvolution(nn.Module):
 SIZES = [f"method.{name}.{size}" for name in ("ewc", "rank1_ewc") for size in ("samples=64", "batch_size=16")]
 
 
+@pytest.mark.long
 def test_memory_is_updated_once_a_task_also_where_an_estimation_was_cut_short(
     tiny_config, tmp_path, monkeypatch
 ) -> None:

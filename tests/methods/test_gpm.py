@@ -146,7 +146,9 @@ def test_a_full_basis_is_said_and_freezes_the_kernel(flat) -> None:
     assert first["hidden"]["kernel"].tobytes() == second["hidden"]["kernel"].tobytes()
 
 
-@pytest.mark.parametrize("name", ["gpm+er", "gpm+gr", "gpm+l2", "ewc+gpm+gd"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.long) for name in ("gpm+er", "gpm+gr", "gpm+l2")), "ewc+gpm+gd"]
+)
 def test_it_stands_beside_methods_and_penalties(flat, name) -> None:
     assert canonical_name(name) == name
     (first, memory, _), (second, _, _) = learned(flat, projected(flat, name))

@@ -250,7 +250,7 @@ def test_eigenvectors_do_not_depend_on_the_batch_and_come_out_the_same_again(aff
         close(np.abs(directions), np.abs(runs[0][1]))
 
 
-@pytest.mark.parametrize("mode", ["pmap", "jit"])
+@pytest.mark.parametrize("mode", ["pmap", pytest.param("jit", marks=pytest.mark.long)])
 def test_two_devices_find_what_one_finds(affine, mode: str) -> None:
     options = {"form": "power", "rank": 2, "iterations": 3, "samples": 32, "batch_size": 8}
     method = affine.method("rank1_ewc", rank1_ewc=options)

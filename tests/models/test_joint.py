@@ -469,6 +469,7 @@ def test_a_conditioners_parameters_stand_beside_the_unets() -> None:
         assert params["head"]["hidden"]["kernel"].shape == (network.num_features(SHAPE), HEAD.hidden) == (12, 12)
 
 
+@pytest.mark.long
 def test_with_a_conditioner_too_the_denoiser_begins_the_same_whether_something_classifies_or_not() -> None:
     begun = quick(lambda key: [network.init(key, SHAPE) for network in (TOLD_ALONE, TOLD)])
     alone, joint = begun(jax.random.key(7))

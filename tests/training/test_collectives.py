@@ -163,6 +163,7 @@ def test_a_train_step_sends_its_gradients_and_metrics_once_and_nothing_else(comp
     check(program, params, gradients=gradients, metrics=len(averaged))
 
 
+@pytest.mark.long
 def test_the_unet_sends_nothing_of_its_own(compiled_step) -> None:
     program, params = compiled_step("gd", "distil")
     assert len(jax.tree.leaves(params)) > 50

@@ -87,6 +87,7 @@ def test_streams_that_draw_for_themselves_are_fed_nothing(regression) -> None:
     assert make_feed(streams, regression.images, regression.labels, 2)(Context(named_key(0), None, {}), 0) == {}
 
 
+@pytest.mark.long
 def test_a_whole_run_is_bit_for_bit_alike(tiny_config, tmp_path, monkeypatch) -> None:
     small_runs.quick(monkeypatch.setattr)
     pools = []
